@@ -1,0 +1,1 @@
+"""HTTP API, web page and Prometheus metrics of a member."""

@@ -1,0 +1,1 @@
+"""The san-target command; it talks to the HTTP API."""

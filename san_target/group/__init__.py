@@ -1,0 +1,1 @@
+"""The members as one: volumes, membership, load, balancing, migration."""

@@ -1,0 +1,135 @@
+"""The records kept in the store, and their keys. JSON by msgspec; every record carries a schema version.
+
+A record with a newer version than ours is refused with a clear error rather than misread.
+"""
+
+from typing import TypeVar
+
+import msgspec
+
+from san_target.metadata.store import StoreError
+
+SCHEMA_VERSION = 1
+
+
+class Record(msgspec.Struct, kw_only=True, frozen=True):
+    version: int = SCHEMA_VERSION
+
+
+class GroupRecord(Record):
+    """`group`: one per store. portal_policy: round-robin | least-loaded | adaptive | none."""
+
+    id: str
+    name: str
+    portal_group_tag: int = 1
+    portal_policy: str = "none"
+
+
+class MemberRecord(Record):
+    """`members/<name>`: addresses as told to others, "host:port"."""
+
+    name: str
+    incarnation: int
+    portals: tuple[str, ...]
+    admin: str
+    peer: str = ""
+
+
+class ChapRecord(msgspec.Struct, frozen=True):
+    """A CHAP user. The secret is kept in the store, which therefore is readable by its owner only."""
+
+    user: str
+    secret: str
+
+
+class VolumeRecord(Record):
+    """`volumes/<id>`. id: 32 hex digits, also the source of NAA and serial number. state: ready | deleting."""
+
+    id: str
+    name: str
+    iqn: str
+    size_bytes: int
+    block_size: int = 512
+    copies: int = 1
+    members: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    chap: tuple[ChapRecord, ...] = ()
+    mutual_chap: ChapRecord | None = None
+    write_through: bool = False
+    read_only: bool = False
+    removable: bool = False
+    multipath: bool = False
+    region_bytes: int = 1 << 20
+    epoch: int = 0
+    state: str = "ready"
+
+
+class PlacementRecord(Record):
+    """`maps/<volume>/<start LBA as 16 hex digits>`: who holds [start, end_lba). ARCHITECTURE section 2, "placement"."""
+
+    end_lba: int
+    owner: str
+    copies: tuple[str, ...] = ()
+    joining: str = ""
+    generation: int
+
+
+class RegistrationRecord(msgspec.Struct, frozen=True):
+    """One persistent reservation registration (SPC-4 5.12): key is a 64-bit number."""
+
+    initiator_port: str
+    target_port: str
+    key: int
+
+
+class ReservationsRecord(Record):
+    """`reservations/<volume>`: persistent reservations. holder indexes `registrations`; -1 = no reservation."""
+
+    generation: int
+    registrations: tuple[RegistrationRecord, ...] = ()
+    holder: int = -1
+    type: int = 0
+    aptpl: bool = False
+
+
+R = TypeVar("R", bound=Record)
+
+
+def encode(record: Record) -> bytes:
+    return msgspec.json.encode(record)
+
+
+def decode(kind: type[R], value: bytes, key: str) -> R:
+    """Raises StoreError for a record that is damaged or written by a newer version."""
+    try:
+        record = msgspec.json.decode(value, type=kind)
+    except msgspec.DecodeError as error:
+        raise StoreError(
+            f"the store's record {key!r} cannot be read ({error}); restore the store from a backup"
+        ) from None
+    if record.version > SCHEMA_VERSION:
+        raise StoreError(
+            f"the store's record {key!r} has schema version {record.version}, this program knows up to "
+            f"{SCHEMA_VERSION}; upgrade this member"
+        )
+    return record
+
+
+def volume_key(volume_id: str) -> str:
+    return f"volumes/{volume_id}"
+
+
+def member_key(name: str) -> str:
+    return f"members/{name}"
+
+
+def map_prefix(volume_id: str) -> str:
+    return f"maps/{volume_id}/"
+
+
+def map_key(volume_id: str, start_lba: int) -> str:
+    return f"maps/{volume_id}/{start_lba:016x}"
+
+
+def reservations_key(volume_id: str) -> str:
+    return f"reservations/{volume_id}"

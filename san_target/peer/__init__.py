@@ -1,0 +1,1 @@
+"""Member to member: frames, link (client), service (server)."""

@@ -1,0 +1,1 @@
+"""What a command means: CDBs, sense, pages, reservations, block and copy commands (SAM, SPC, SBC). Pure."""

@@ -1,0 +1,1 @@
+"""The shells: portal (sockets), member (the only place that wires everything), environment."""

@@ -1,0 +1,73 @@
+"""What a login needs to know of targets: names, portals, who may log in, and where to send an initiator instead.
+
+`server/member.py` fills these in; `session` only asks.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from san_target.scsi.logical_unit import LogicalUnit
+    from san_target.session.session import Session
+
+
+@dataclass(slots=True, frozen=True)
+class Credentials:
+    """A CHAP user name and its secret."""
+
+    user: str
+    secret: bytes
+
+
+@dataclass(slots=True)
+class Access:
+    """Who may log in. No `allowed` names = every initiator name; no `chap` = no authentication asked.
+
+    `chap` authenticates the initiator to the target, `mutual_chap` the target to the initiator (only beside `chap`).
+    """
+
+    allowed: frozenset[str] = frozenset()
+    chap: tuple[Credentials, ...] = ()
+    mutual_chap: Credentials | None = None
+
+    def admits(self, initiator_name: str) -> bool:
+        return not self.allowed or initiator_name in self.allowed
+
+
+@dataclass(slots=True)
+class Target:
+    """One iSCSI target: one volume as LUN 0. `sessions` is keyed by (initiator name, ISID): RFC 7143 6.3.5."""
+
+    iqn: str
+    alias: str
+    portal_group_tag: int
+    unit: "LogicalUnit"
+    access: Access
+    ready: bool = True
+    sessions: "dict[tuple[str, bytes], Session]" = field(default_factory=dict)
+
+
+class Directory(Protocol):
+    """The targets of this member, as login and discovery see them."""
+
+    def find(self, iqn: str) -> Target | None: ...
+
+    def visible_to(self, initiator_name: str) -> list[Target]:
+        """Targets whose access rule admits this initiator name, by IQN."""
+        ...
+
+    def portals_of(self, target: Target, asked_at: str) -> list[tuple[str, int]]:
+        """(TargetAddress without tag, portal group tag) pairs for SendTargets; asked_at is the "host:port" reached."""
+        ...
+
+    async def redirection(self, target: Target, initiator_name: str, isid: bytes) -> str | None:
+        """The "host:port" that should serve this login instead, or None to serve it here. Asked before authentication."""
+        ...
+
+    def discovery_access(self) -> Access:
+        """The access rule of discovery sessions."""
+        ...
+
+    def new_tsih(self) -> int:
+        """A session handle unused on this member, 1..65535."""
+        ...

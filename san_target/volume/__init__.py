@@ -1,0 +1,1 @@
+"""Where a volume's blocks are: partition map, range locks, router."""

@@ -1,0 +1,1 @@
+"""Bytes <-> PDUs (RFC 7143 section 11). Pure."""
