@@ -16,7 +16,7 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     version: int = SCHEMA_VERSION
 
 
-class GroupRecord(Record):
+class GroupRecord(Record, kw_only=True, frozen=True):
     """`group`: one per store. portal_policy: round-robin | least-loaded | adaptive | none."""
 
     id: str
@@ -25,7 +25,7 @@ class GroupRecord(Record):
     portal_policy: str = "none"
 
 
-class MemberRecord(Record):
+class MemberRecord(Record, kw_only=True, frozen=True):
     """`members/<name>`: addresses as told to others, "host:port"."""
 
     name: str
@@ -42,7 +42,7 @@ class ChapRecord(msgspec.Struct, frozen=True):
     secret: str
 
 
-class VolumeRecord(Record):
+class VolumeRecord(Record, kw_only=True, frozen=True):
     """`volumes/<id>`. id: 32 hex digits, also the source of NAA and serial number. state: ready | deleting."""
 
     id: str
@@ -64,7 +64,7 @@ class VolumeRecord(Record):
     state: str = "ready"
 
 
-class PlacementRecord(Record):
+class PlacementRecord(Record, kw_only=True, frozen=True):
     """`maps/<volume>/<start LBA as 16 hex digits>`: who holds [start, end_lba). ARCHITECTURE section 2, "placement"."""
 
     end_lba: int
@@ -82,7 +82,7 @@ class RegistrationRecord(msgspec.Struct, frozen=True):
     key: int
 
 
-class ReservationsRecord(Record):
+class ReservationsRecord(Record, kw_only=True, frozen=True):
     """`reservations/<volume>`: persistent reservations. holder indexes `registrations`; -1 = no reservation."""
 
     generation: int

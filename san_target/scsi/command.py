@@ -7,7 +7,7 @@ Neither knows PDUs: tags, sequence numbers and residual flags stay in `session`.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from typing_extensions import Buffer
 
     from san_target.scsi.nexus import Nexus
 

@@ -61,7 +61,7 @@ class Directory(Protocol):
         ...
 
     async def redirection(self, target: Target, initiator_name: str, isid: bytes) -> str | None:
-        """The "host:port" that should serve this login instead, or None to serve it here. Asked before authentication."""
+        """The "host:port" to serve this login instead, or None to serve it here. Asked before authentication."""
         ...
 
     def discovery_access(self) -> Access:

@@ -10,7 +10,9 @@ volume is a caller's bug (`AssertionError`).
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer, Sequence
+    from collections.abc import Sequence
+
+    from typing_extensions import Buffer
 
 
 class VolumeError(Exception):
@@ -84,7 +86,7 @@ class BlockDevice(Protocol):
         ...
 
     async def compare_and_write(self, lba: int, compare: "Buffer", data: "Buffer", durable: bool = False) -> int | None:
-        """Atomically: write `data` if the blocks equal `compare` and return None, else the first differing byte offset."""
+        """Atomically write `data` if the blocks equal `compare`: None; else the first differing byte offset."""
         ...
 
     async def or_write(self, lba: int, data: "Buffer", durable: bool = False) -> None:
