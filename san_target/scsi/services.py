@@ -1,0 +1,23 @@
+"""What a logical unit needs from its surroundings; `server` provides it, tests fake it."""
+
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from san_target.metadata.schema import ReservationsRecord
+    from san_target.scsi.logical_unit import LogicalUnit
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """spawn: run a coroutine in the background, its failure logged. save_reservations: returns once durable.
+
+    unit_of: the logical unit with this designator (the bytes of its NAA designator in VPD page 83), or None if this
+    member does not serve it. now: monotonic seconds.
+    """
+
+    spawn: Callable[[Coroutine[Any, Any, None]], object]
+    save_reservations: "Callable[[ReservationsRecord], Awaitable[None]]"
+    unit_of: "Callable[[bytes], LogicalUnit | None]"
+    now: Callable[[], float]
