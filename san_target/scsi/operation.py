@@ -22,7 +22,7 @@ class Access(Enum):
     """How reservations judge a command (SPC-4 table 66, SBC-4 table 13; SPC-2 5.5.1 for RESERVE(6)).
 
     ALWAYS        never in conflict, not even with RESERVE(6): INQUIRY, REPORT LUNS, REQUEST SENSE
-    STATUS        in conflict only with another nexus's RESERVE(6): TEST UNIT READY, READ CAPACITY, PERSISTENT RESERVE IN
+    STATUS        in conflict only with another nexus's RESERVE(6): TEST UNIT READY, READ CAPACITY
     READ          also in conflict with Exclusive Access types of others
     WRITE         also in conflict with Write Exclusive types of others
     RESERVED_OUT  PERSISTENT RESERVE OUT: as STATUS here; the rules per service action are its handler's
