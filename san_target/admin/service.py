@@ -1,0 +1,320 @@
+"""What the administration asks of a member, and the values that go over the HTTP API (their fields are its JSON keys).
+
+`MemberService` is implemented by the member; the API, the web page and the metrics know nothing else of it.
+Sizes and rates are in bytes, LBAs in logical blocks, times in seconds or as UTC text ("2026-01-31T12:00:00Z").
+Secrets go in (`ChapUser`), never out: every answer carries user names only.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Literal, Protocol, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?$"
+# RFC 7143 4.2.7: type designators iqn, eui and naa.
+INITIATOR_NAME_PATTERN = (
+    r"^(iqn\.[0-9]{4}-[0-9]{2}\.[^\s,]+|eui\.[0-9A-Fa-f]{16}|naa\.([0-9A-Fa-f]{16}|[0-9A-Fa-f]{32}))$"
+)
+
+Name: TypeAlias = Annotated[str, Meta(pattern=NAME_PATTERN, description="lower-case letters, digits, '-' and '.'")]
+InitiatorName: TypeAlias = Annotated[str, Meta(pattern=INITIATOR_NAME_PATTERN, max_length=223)]
+SizeBytes: TypeAlias = Annotated[int, Meta(gt=0, le=1 << 62)]
+BlockSize: TypeAlias = Literal[512, 4096]
+PortalPolicy: TypeAlias = Literal["round-robin", "least-loaded", "adaptive", "none"]
+
+TraceSink: TypeAlias = Callable[[str, bytes], None]
+"""Called with ("received" | "sent", the 48-byte basic header segment) for each PDU of a session."""
+
+
+class Request(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A body sent to the API. Unknown keys are refused, so that a misspelt option is never silently ignored."""
+
+
+class ChapUser(Request, kw_only=True, frozen=True):
+    """A CHAP user with its secret; RFC 7143 9.2.1 asks for at least 96 bits."""
+
+    user: Annotated[str, Meta(min_length=1, max_length=255)]
+    secret: Annotated[str, Meta(min_length=12, max_length=255)]
+
+    def __repr__(self) -> str:
+        return f"ChapUser(user={self.user!r}, secret=...)"
+
+
+class VolumeSpec(Request, kw_only=True, frozen=True):
+    """A volume to create. No `members` = the member that is asked; no `allow` = every initiator."""
+
+    name: Name
+    size_bytes: SizeBytes
+    block_size: BlockSize = 512
+    copies: Literal[1, 2] = 1
+    members: tuple[str, ...] = ()
+    allow: tuple[InitiatorName, ...] = ()
+    chap: tuple[ChapUser, ...] = ()
+    mutual_chap: ChapUser | None = None
+    write_through: bool = False
+    read_only: bool = False
+    removable: bool = False
+    multipath: bool = False
+
+
+class VolumeChanges(Request, kw_only=True, frozen=True):
+    """Changes of a volume; what is not given stays. An empty `allow`/`chap` or a null `mutual_chap` removes the rule."""
+
+    allow: tuple[InitiatorName, ...] | UnsetType = UNSET
+    chap: tuple[ChapUser, ...] | UnsetType = UNSET
+    mutual_chap: ChapUser | UnsetType | None = UNSET
+    write_through: bool | UnsetType = UNSET
+    read_only: bool | UnsetType = UNSET
+    removable: bool | UnsetType = UNSET
+    multipath: bool | UnsetType = UNSET
+
+
+class Resize(Request, kw_only=True, frozen=True):
+    """A new size. Making a volume smaller destroys what lies beyond it, so that needs `force`."""
+
+    size_bytes: SizeBytes
+    force: bool = False
+
+
+class PortalChanges(Request, kw_only=True, frozen=True):
+    """Changes of the portal group."""
+
+    policy: PortalPolicy
+
+
+class TraceRequest(Request, kw_only=True, frozen=True):
+    """Turn the PDU trace of a session on for `seconds`; it ends by itself."""
+
+    seconds: Annotated[float, Meta(gt=0, le=3600)] = 60.0
+
+
+class Session(Struct, kw_only=True, frozen=True):
+    """A normal session. id: unique in the group. isid: 12 hex digits. since: UTC text.
+
+    iops and bytes_per_second are means over the last few seconds; owners: share of its I/O by owning member, sum 1
+    (empty without I/O).
+    """
+
+    id: str
+    initiator: str
+    isid: str
+    volume: str
+    member: str
+    address: str
+    since: str
+    iops: float = 0.0
+    bytes_per_second: float = 0.0
+    owners: dict[str, float] = {}
+    user: str = ""
+    header_digest: bool = False
+    data_digest: bool = False
+    commands: int = 0
+    commands_in_flight: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+
+
+class Volume(Struct, kw_only=True, frozen=True):
+    """A volume. chap: user names; mutual_chap: user name or null. state: ready | not-ready | failed | deleting.
+
+    reason says why a state is not "ready". allocated_bytes: pool space taken. wwid: as hosts see it ("naa.6...").
+    """
+
+    id: str
+    name: str
+    iqn: str
+    size_bytes: int
+    block_size: int
+    members: tuple[str, ...]
+    sessions: tuple[Session, ...]
+    wwid: str = ""
+    copies: int = 1
+    allow: tuple[str, ...] = ()
+    chap: tuple[str, ...] = ()
+    mutual_chap: str | None = None
+    write_through: bool = False
+    read_only: bool = False
+    removable: bool = False
+    multipath: bool = False
+    state: Literal["ready", "not-ready", "failed", "deleting"] = "ready"
+    reason: str = ""
+    allocated_bytes: int = 0
+
+
+class MapEntry(Struct, kw_only=True, frozen=True):
+    """One range of a partition map, in logical blocks; end_lba is exclusive."""
+
+    start_lba: int
+    end_lba: int
+    owner: str
+    copies: tuple[str, ...] = ()
+    joining: str | None = None
+    generation: int
+
+
+class Pool(Struct, kw_only=True, frozen=True):
+    """A member's disk space. allocated_bytes: by volumes. state: ok | low (under the soft threshold) | full | failed."""
+
+    directory: str
+    capacity_bytes: int
+    free_bytes: int
+    allocated_bytes: int = 0
+    state: Literal["ok", "low", "full", "failed"] = "ok"
+    reason: str = ""
+
+
+class Member(Struct, kw_only=True, frozen=True):
+    """A member. since: when this incarnation began to serve. state: active | starting | stopping | unreachable."""
+
+    name: str
+    state: Literal["active", "starting", "stopping", "unreachable"]
+    incarnation: int
+    portals: tuple[str, ...]
+    admin: str
+    peer: str = ""
+    version: str = ""
+    pid: int = 0
+    since: str = ""
+    volumes: int = 0
+    sessions: int = 0
+    iops: float = 0.0
+    bytes_per_second: float = 0.0
+    pool: Pool
+    reason: str = ""
+
+
+class GroupStatus(Struct, kw_only=True, frozen=True):
+    """The group at a glance. store: its URL without credentials. state: ok | degraded, with the reasons."""
+
+    id: str
+    name: str
+    state: Literal["ok", "degraded"]
+    reasons: tuple[str, ...] = ()
+    portal_group_tag: int
+    policy: PortalPolicy
+    store: str
+    members: tuple[Member, ...]
+    volumes: int
+    sessions: int
+    size_bytes: int
+    allocated_bytes: int
+    capacity_bytes: int
+    free_bytes: int
+
+
+class Portal(Struct, kw_only=True, frozen=True):
+    """A portal. address: as bound; advertised: as told to initiators. policy: of the whole portal group."""
+
+    address: str
+    advertised: str
+    member: str
+    portal_group_tag: int
+    policy: PortalPolicy
+    sessions: int
+
+
+class VolumeCounters(Struct, kw_only=True, frozen=True):
+    """Since the member's start. commands: all; errors: commands that ended with CHECK CONDITION or worse."""
+
+    volume: str
+    commands: int = 0
+    read_commands: int = 0
+    write_commands: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    errors: int = 0
+    sessions: int = 0
+    size_bytes: int = 0
+    allocated_bytes: int = 0
+
+
+class Counters(Struct, kw_only=True, frozen=True):
+    """Since the member's start, over all volumes, also deleted ones. sessions, connections and pool: as of now."""
+
+    commands: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    errors: int = 0
+    sessions: int = 0
+    connections: int = 0
+    connections_accepted: int = 0
+    logins: int = 0
+    login_failures: int = 0
+    rejects: int = 0
+    digest_errors: int = 0
+    task_management: int = 0
+    pool_capacity_bytes: int = 0
+    pool_free_bytes: int = 0
+    volumes: tuple[VolumeCounters, ...] = ()
+
+
+class Health(Struct, kw_only=True, frozen=True):
+    """ok: new sessions are served and the store answers. degraded: serving, with reasons. The others do not serve."""
+
+    status: Literal["ok", "degraded", "starting", "stopping", "failed"]
+    reasons: tuple[str, ...] = ()
+
+
+class MemberService(Protocol):
+    """A member, as its administration sees it. All calls come from the member's own event loop.
+
+    Refusals are `san_target.group.errors`: NotFound, Conflict, Invalid. A store that cannot be reached raises
+    `san_target.metadata.store.StoreError`.
+    """
+
+    async def group_status(self) -> GroupStatus: ...
+
+    async def members(self) -> tuple[Member, ...]: ...
+
+    async def member(self, name: str) -> Member: ...
+
+    async def volumes(self) -> tuple[Volume, ...]:
+        """By name."""
+        ...
+
+    async def volume(self, name: str) -> Volume: ...
+
+    async def create_volume(self, spec: VolumeSpec) -> Volume:
+        """Serving when this returns. Invalid: size no multiple of the block size, more copies than this version or
+        group can keep, mutual_chap without chap or with the same secret. Conflict: name taken; NotFound: a member."""
+        ...
+
+    async def change_volume(self, name: str, changes: VolumeChanges) -> Volume:
+        """Durable and in force for new logins and commands when this returns; live sessions stay."""
+        ...
+
+    async def resize_volume(self, name: str, size_bytes: int, force: bool) -> Volume:
+        """Initiators get a unit attention. Conflict: smaller without `force`; Invalid: no multiple of the block size."""
+        ...
+
+    async def delete_volume(self, name: str, force: bool) -> None:
+        """Conflict: sessions are logged in and not `force` (which ends them)."""
+        ...
+
+    async def volume_map(self, name: str) -> tuple[MapEntry, ...]:
+        """Sorted and gap-free."""
+        ...
+
+    async def portals(self) -> tuple[Portal, ...]: ...
+
+    async def set_portal_policy(self, policy: PortalPolicy) -> tuple[Portal, ...]: ...
+
+    async def sessions(self) -> tuple[Session, ...]: ...
+
+    async def drop_session(self, session_id: str) -> None:
+        """Close its connections; the initiator may log in again. NotFound: no such session."""
+        ...
+
+    def set_trace(self, session_id: str, sink: TraceSink | None) -> None:
+        """Call `sink` for every PDU of the session, or stop with None. NotFound: no such session (never for None)."""
+        ...
+
+    def counters(self) -> Counters: ...
+
+    def health(self) -> Health: ...
+
+
+def to_json(value: object) -> bytes:
+    """A value of this module as the API sends it."""
+    return msgspec.json.encode(value)
