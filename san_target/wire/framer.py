@@ -1,0 +1,150 @@
+"""Cuts a received byte stream into PDUs (RFC 7143 11.2), with limits and digests, copying as little as possible.
+
+All connections of a member receive into one large shared buffer, so an idle connection costs no buffer. Between two
+receives a framer keeps only what belongs to an unfinished PDU: a short tail is put back at the front of the shared
+buffer; a PDU longer than `OWN_BUFFER_BYTES` gets a buffer of its own into which the rest is received directly.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from san_target.wire.digest import digest
+from san_target.wire.opcodes import BHS_BYTES
+
+OWN_BUFFER_BYTES: Final = 16384
+_EMPTY: Final = memoryview(b"")
+
+
+class FramingError(Exception):
+    """The stream cannot be followed any further; the connection must end (RFC 7143 7.7, 7.8).
+
+    `bhs` is the header of the PDU at fault, for a Reject, where it could be trusted; else b"".
+    """
+
+    def __init__(self, message: str, bhs: bytes = b"", data_digest: bool = False) -> None:
+        super().__init__(message)
+        self.bhs = bhs
+        self.data_digest = data_digest
+
+
+class Pdu:
+    """One PDU: the 48-byte header, the AHS bytes, the data without padding.
+
+    `data` may lie in the shared receive buffer: it is valid until the next PDU is asked for, unless `owned`.
+    """
+
+    __slots__ = ("ahs", "bhs", "data", "owned")
+
+    def __init__(self, bhs: bytes, ahs: bytes, data: memoryview, owned: bool) -> None:
+        self.bhs = bhs
+        self.ahs = ahs
+        self.data = data
+        self.owned = owned
+
+    def keep(self) -> memoryview:
+        """The data in memory that outlives this PDU."""
+        if not self.owned:
+            self.data = memoryview(bytes(self.data))
+            self.owned = True
+        return self.data
+
+
+class Framer:
+    """One connection's receive side. Call `buffers`, receive into them, then iterate over `received`.
+
+    data_segment_max: the MaxRecvDataSegmentLength that this side declared, in bytes. Digests may be switched between
+    two PDUs (they start with the first PDU after login).
+    """
+
+    __slots__ = ("_large", "_large_have", "_tail", "data_digest", "data_segment_max", "header_digest")
+
+    def __init__(self, data_segment_max: int) -> None:
+        self.data_segment_max = data_segment_max
+        self.header_digest = False
+        self.data_digest = False
+        self._tail = b""
+        self._large: memoryview | None = None
+        self._large_have = 0
+
+    def buffers(self, shared: memoryview) -> list[memoryview]:
+        """Where the next bytes of the stream go, in order. `shared` must hold more than OWN_BUFFER_BYTES."""
+        if self._large is not None:
+            return [self._large[self._large_have :], shared]
+        tail_bytes = len(self._tail)
+        if tail_bytes:
+            shared[:tail_bytes] = self._tail
+            return [shared[tail_bytes:]]
+        return [shared]
+
+    @property
+    def unfinished_bytes(self) -> int:
+        """Bytes held of a PDU that has not arrived in full."""
+        return self._large_have if self._large is not None else len(self._tail)
+
+    def received(self, shared: memoryview, count: int) -> Iterator[Pdu]:
+        """Yield the PDUs completed by `count` bytes received into `buffers(shared)`. Raises FramingError."""
+        if self._large is not None:
+            into_large = min(count, len(self._large) - self._large_have)
+            self._large_have += into_large
+            count -= into_large
+            if self._large_have < len(self._large):
+                return
+            whole, self._large = self._large, None
+            yield self._cut(whole, 0, len(whole), True)
+        else:
+            count += len(self._tail)
+            self._tail = b""
+        position = 0
+        while count - position >= BHS_BYTES:
+            end = position + self._pdu_bytes(shared, position)
+            if end > count:
+                break
+            yield self._cut(shared, position, end, False)
+            position = end
+        if position < count:
+            self._save(shared, position, count)
+
+    def _pdu_bytes(self, view: memoryview, position: int) -> int:
+        """The length of the PDU that starts at `position`, with AHS, digests and padding."""
+        data_bytes = view[position + 5] << 16 | view[position + 6] << 8 | view[position + 7]
+        if data_bytes == 0:
+            return BHS_BYTES + (view[position + 4] << 2) + (4 if self.header_digest else 0)
+        if data_bytes > self.data_segment_max:
+            raise FramingError(
+                f"data segment of {data_bytes} bytes, above the declared maximum of {self.data_segment_max}",
+                bytes(view[position : position + BHS_BYTES]),
+            )
+        digests = (4 if self.header_digest else 0) + (4 if self.data_digest else 0)
+        return BHS_BYTES + (view[position + 4] << 2) + (data_bytes + 3 & ~3) + digests
+
+    def _cut(self, view: memoryview, position: int, end: int, owned: bool) -> Pdu:
+        """The PDU at view[position:end], digests checked."""
+        bhs = bytes(view[position : position + BHS_BYTES])
+        at = position + BHS_BYTES
+        ahs = b""
+        if bhs[4]:
+            ahs = bytes(view[at : at + (bhs[4] << 2)])
+            at += bhs[4] << 2
+        if self.header_digest:
+            if view[at : at + 4] != digest(bhs, ahs):
+                # RFC 7143 7.8: nothing in the header can be trusted, so the stream cannot be followed.
+                raise FramingError("header digest error")
+            at += 4
+        if at == end:
+            return Pdu(bhs, ahs, _EMPTY, True)
+        data_bytes = bhs[5] << 16 | bhs[6] << 8 | bhs[7]
+        if self.data_digest:
+            # RFC 7143 11.2.3: the data digest covers the padding too.
+            if view[end - 4 : end] != digest(view[at : end - 4]):
+                raise FramingError("data digest error", bhs, data_digest=True)
+        return Pdu(bhs, ahs, view[at : at + data_bytes], owned)
+
+    def _save(self, shared: memoryview, position: int, count: int) -> None:
+        if count - position >= BHS_BYTES:
+            pdu_bytes = self._pdu_bytes(shared, position)
+            if pdu_bytes > OWN_BUFFER_BYTES:
+                self._large = memoryview(bytearray(pdu_bytes))
+                self._large_have = count - position
+                self._large[: self._large_have] = shared[position:count]
+                return
+        self._tail = bytes(shared[position:count])
