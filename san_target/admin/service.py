@@ -11,10 +11,11 @@ from typing import Annotated, Literal, Protocol, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?$"
+# "(?!\n)" because Python's "$" also matches before a final newline.
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?$(?!\n)"
 # RFC 7143 4.2.7: type designators iqn, eui and naa.
 INITIATOR_NAME_PATTERN = (
-    r"^(iqn\.[0-9]{4}-[0-9]{2}\.[^\s,]+|eui\.[0-9A-Fa-f]{16}|naa\.([0-9A-Fa-f]{16}|[0-9A-Fa-f]{32}))$"
+    r"^(iqn\.[0-9]{4}-[0-9]{2}\.[^\s,]+|eui\.[0-9A-Fa-f]{16}|naa\.([0-9A-Fa-f]{16}|[0-9A-Fa-f]{32}))$(?!\n)"
 )
 
 Name: TypeAlias = Annotated[str, Meta(pattern=NAME_PATTERN, description="lower-case letters, digits, '-' and '.'")]
@@ -59,7 +60,7 @@ class VolumeSpec(Request, kw_only=True, frozen=True):
 
 
 class VolumeChanges(Request, kw_only=True, frozen=True):
-    """Changes of a volume; what is not given stays. An empty `allow`/`chap` or a null `mutual_chap` removes the rule."""
+    """Changes of a volume; what is not given stays. Empty `allow` or `chap`, null `mutual_chap`: the rule is removed."""
 
     allow: tuple[InitiatorName, ...] | UnsetType = UNSET
     chap: tuple[ChapUser, ...] | UnsetType = UNSET
@@ -154,7 +155,7 @@ class MapEntry(Struct, kw_only=True, frozen=True):
 
 
 class Pool(Struct, kw_only=True, frozen=True):
-    """A member's disk space. allocated_bytes: by volumes. state: ok | low (under the soft threshold) | full | failed."""
+    """A member's disk space. allocated_bytes: by volumes. state low: under the soft threshold."""
 
     directory: str
     capacity_bytes: int
@@ -285,7 +286,7 @@ class MemberService(Protocol):
         ...
 
     async def resize_volume(self, name: str, size_bytes: int, force: bool) -> Volume:
-        """Initiators get a unit attention. Conflict: smaller without `force`; Invalid: no multiple of the block size."""
+        """Initiators get a unit attention. Conflict: smaller, not `force`; Invalid: no multiple of the block size."""
         ...
 
     async def delete_volume(self, name: str, force: bool) -> None:

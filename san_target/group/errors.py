@@ -1,4 +1,4 @@
-"""What an administration request can be refused for. The messages are read by operators: say what is wrong and what to do."""
+"""What an administration request can be refused for. Operators read the messages: say what is wrong and what to do."""
 
 
 class AdministrationError(Exception):
