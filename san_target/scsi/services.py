@@ -14,10 +14,11 @@ class Services:
     """spawn: run a coroutine in the background, its failure logged. save_reservations: returns once durable.
 
     unit_of: the logical unit with this designator (the bytes of its NAA designator in VPD page 83), or None if this
-    member does not serve it. now: monotonic seconds.
+    member does not serve it. now: monotonic seconds. sleep: waits that many seconds (pacing of background work).
     """
 
     spawn: Callable[[Coroutine[Any, Any, None]], object]
     save_reservations: "Callable[[ReservationsRecord], Awaitable[None]]"
     unit_of: "Callable[[bytes], LogicalUnit | None]"
     now: Callable[[], float]
+    sleep: Callable[[float], Awaitable[None]]
