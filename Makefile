@@ -1,0 +1,48 @@
+# make demo     a SAN on this machine, ready for an initiator
+# make test     every test, the Linux guest too (as root it installs the Debian packages that they need)
+# make check    the quick loop: lint, format, types, fast tests
+# make bench    speed against tgt
+#
+# ARGS is handed on:  make demo ARGS="--volume media=20G"   make test ARGS="tests/unit -x"
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+# The first interpreter that is new enough; PYTHON=... overrides.
+PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11; do \
+	"$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$candidate" && break; done)
+
+.PHONY: setup demo test check bench clean tools
+
+setup: $(VENV)/.stamp tools
+
+# One stamp for the environment: made again when the list of dependencies changes.
+$(VENV)/.stamp: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "san-target needs Python 3.11 or newer; name it with PYTHON=..." >&2; exit 1; }
+	@if ! $(PYTHON) -c 'import ensurepip' 2>/dev/null; then tests/support/python_venv.sh "$(PYTHON)"; fi
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	touch $@
+
+tools:
+	@tests/support/host_tools.sh
+
+demo: $(VENV)/.stamp
+	@exec $(BIN)/san-target demo $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+	$(BIN)/python -m pytest -q -m "not slow and not guest" $(ARGS)
+
+bench: setup
+	$(BIN)/python -m tests.bench.bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/bench/build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
