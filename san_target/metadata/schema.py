@@ -35,6 +35,14 @@ class MemberRecord(Record, kw_only=True, frozen=True):
     peer: str = ""
 
 
+class LeaseRecord(Record, kw_only=True, frozen=True):
+    """`leases/<name>`, bound to a store lease: this incarnation of the member is alive. pool_id: of its pool."""
+
+    name: str
+    incarnation: int
+    pool_id: str
+
+
 class ChapRecord(msgspec.Struct, frozen=True):
     """A CHAP user. The secret is kept in the store, which therefore is readable by its owner only."""
 
@@ -113,6 +121,18 @@ def decode(kind: type[R], value: bytes, key: str) -> R:
             f"{SCHEMA_VERSION}; upgrade this member"
         )
     return record
+
+
+GROUP_KEY = "group"
+
+
+def lease_key(name: str) -> str:
+    return f"leases/{name}"
+
+
+def target_name_key(iqn: str) -> str:
+    """`target-names/<iqn>` holds the volume's id: what makes a target name unique in the group."""
+    return f"target-names/{iqn}"
 
 
 def volume_key(volume_id: str) -> str:

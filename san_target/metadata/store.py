@@ -21,6 +21,10 @@ class StoreUnavailable(StoreError):
     """The store did not answer in time; whether a transaction was applied is unknown [1]."""
 
 
+class LeaseEnded(StoreError):
+    """A key was to be bound to a lease that does not exist or has ended; nothing was changed."""
+
+
 class RevisionCompacted(StoreError):
     """A watch was asked to start at a revision that is no longer kept: re-read with `range`, then watch."""
 
