@@ -1,0 +1,33 @@
+"""What all tests share: options, the skipping of tests whose tools are missing, and hypothesis' profile."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+
+from tests.support.tools import missing_packages
+
+# A busy machine must not fail a property: no deadlines. A failure prints the blob that reproduces it.
+settings.register_profile("san-target", deadline=None, print_blob=True)
+settings.load_profile("san-target")
+
+GUEST_TOOLS = ("qemu-system-x86_64", "cpio", "mke2fs", "depmod", "apt-get", "flock")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--target",
+        choices=["san-target", "tgt"],
+        default="san-target",
+        help="the target under the end-to-end tests; tgt shows that a test is sound where both must pass",
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, with the packages to install, what needs tools that this machine lacks."""
+    tools = {tool for mark in item.iter_markers("tool") for tool in mark.args}
+    if item.get_closest_marker("guest"):
+        tools.update(GUEST_TOOLS)
+    packages = missing_packages(tools)
+    if packages:
+        pytest.skip(f"not installed: {', '.join(packages)}")
