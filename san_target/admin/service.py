@@ -60,7 +60,7 @@ class VolumeSpec(Request, kw_only=True, frozen=True):
 
 
 class VolumeChanges(Request, kw_only=True, frozen=True):
-    """Changes of a volume; what is not given stays. Empty `allow` or `chap`, null `mutual_chap`: the rule is removed."""
+    """Changes of a volume; what is not given stays. Empty `allow` or `chap`, null `mutual_chap`: the rule goes."""
 
     allow: tuple[InitiatorName, ...] | UnsetType = UNSET
     chap: tuple[ChapUser, ...] | UnsetType = UNSET

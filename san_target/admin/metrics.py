@@ -1,0 +1,94 @@
+"""Prometheus metrics, read from the member's plain counters at the moment of a scrape; docs/api.md lists the names."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector, CollectorRegistry
+
+import san_target
+
+if TYPE_CHECKING:
+    from san_target.admin.service import MemberService
+
+MEMBER_COUNTERS = {
+    "commands": "SCSI commands completed",
+    "read_bytes": "bytes sent to initiators as SCSI data",
+    "written_bytes": "bytes received from initiators as SCSI data",
+    "errors": "SCSI commands that ended with CHECK CONDITION or worse",
+    "connections_accepted": "TCP connections accepted on iSCSI portals",
+    "logins": "logins that reached the full feature phase",
+    "login_failures": "logins refused or given up",
+    "rejects": "Reject PDUs sent",
+    "digest_errors": "PDUs with a wrong header or data digest",
+    "task_management": "task management requests",
+}
+MEMBER_GAUGES = {
+    "sessions": "sessions logged in",
+    "connections": "open iSCSI connections",
+    "pool_capacity_bytes": "size of the file system that holds the pool",
+    "pool_free_bytes": "free space of the pool",
+}
+VOLUME_COUNTERS = {
+    "commands": "SCSI commands completed",
+    "read_commands": "commands that read blocks",
+    "write_commands": "commands that wrote blocks",
+    "read_bytes": "bytes sent to initiators as SCSI data",
+    "written_bytes": "bytes received from initiators as SCSI data",
+    "errors": "SCSI commands that ended with CHECK CONDITION or worse",
+}
+VOLUME_GAUGES = {
+    "sessions": "sessions logged in",
+    "size_bytes": "size as initiators see it",
+    "allocated_bytes": "pool space taken",
+}
+HEALTH_STATES = ("ok", "degraded", "starting", "stopping", "failed")
+
+
+class MemberCollector(Collector):
+    """Nothing is counted here: each scrape reads `MemberService.counters()` once."""
+
+    def __init__(self, service: "MemberService") -> None:
+        self._service = service
+
+    def describe(self) -> list[Metric]:
+        """Nothing to say at registration: names are fixed, and the service may not serve yet."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily("san_target", "this member's program", value={"version": san_target.__version__})
+        health = GaugeMetricFamily("san_target_health", "1 for the member's present state", labels=["state"])
+        present = self._service.health().status
+        for state in HEALTH_STATES:
+            health.add_metric([state], float(state == present))
+        yield health
+        counters = self._service.counters()
+        for field, text in MEMBER_COUNTERS.items():
+            yield CounterMetricFamily(f"san_target_{field}", text, value=getattr(counters, field))
+        for field, text in MEMBER_GAUGES.items():
+            yield GaugeMetricFamily(f"san_target_{field}", text, value=getattr(counters, field))
+        families: list[tuple[str, CounterMetricFamily | GaugeMetricFamily]] = [
+            (field, CounterMetricFamily(f"san_target_volume_{field}", text, labels=["volume"]))
+            for field, text in VOLUME_COUNTERS.items()
+        ]
+        families += [
+            (field, GaugeMetricFamily(f"san_target_volume_{field}", text, labels=["volume"]))
+            for field, text in VOLUME_GAUGES.items()
+        ]
+        for field, family in families:
+            for volume in counters.volumes:
+                family.add_metric([volume.volume], getattr(volume, field))
+            yield family
+
+
+def registry_for(service: "MemberService") -> CollectorRegistry:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(MemberCollector(service))
+    return registry
+
+
+def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """The scrape's body and content type, in the format the scraper asks for."""
+    encoder, content_type = choose_encoder(accept)
+    return encoder(registry), content_type

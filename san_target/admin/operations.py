@@ -1,0 +1,264 @@
+"""The operations of the REST API as one table: routes, OpenAPI document and tests are made from it.
+
+A handler is a small function of the context and the decoded request; refusals are `san_target.group.errors`.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from san_target.admin.service import (
+    GroupStatus,
+    MapEntry,
+    Member,
+    MemberService,
+    Portal,
+    PortalChanges,
+    Resize,
+    Session,
+    TraceRequest,
+    Volume,
+    VolumeChanges,
+    VolumeSpec,
+)
+from san_target.admin.trace import Trace, Tracer
+from san_target.group.errors import Invalid, NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One decoded request. path: path parameters; query: query parameters; body: a struct, or None."""
+
+    service: MemberService
+    tracer: Tracer
+    path: Mapping[str, str]
+    query: Mapping[str, str]
+    body: Any = None
+
+    def flag(self, name: str) -> bool:
+        """A query parameter "true" or "false" (absent: false). Invalid: anything else."""
+        value = self.query.get(name, "false")
+        if value not in {"true", "false"}:
+            raise Invalid(f"{name}: expected true or false")
+        return value == "true"
+
+    def number(self, name: str) -> int:
+        """A query parameter that is a count (absent: 0). Invalid: anything else."""
+        value = self.query.get(name, "0")
+        if not (value.isascii() and value.isdigit() and len(value) <= 18):
+            raise Invalid(f"{name}: expected a count")
+        return int(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path. answer: type of the JSON answer, None = no content; query: name -> JSON type."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    handler: Callable[[Call], Awaitable[Any]]
+    answer: Any = None
+    body: Any = None
+    status: int = 200
+    query: Mapping[str, str] | None = None
+    failures: tuple[int, ...] = ()
+
+
+async def group_status(call: Call) -> GroupStatus:
+    return await call.service.group_status()
+
+
+async def list_members(call: Call) -> tuple[Member, ...]:
+    return await call.service.members()
+
+
+async def show_member(call: Call) -> Member:
+    return await call.service.member(call.path["name"])
+
+
+async def list_volumes(call: Call) -> tuple[Volume, ...]:
+    return await call.service.volumes()
+
+
+async def show_volume(call: Call) -> Volume:
+    return await call.service.volume(call.path["name"])
+
+
+async def create_volume(call: Call) -> Volume:
+    return await call.service.create_volume(call.body)
+
+
+async def change_volume(call: Call) -> Volume:
+    return await call.service.change_volume(call.path["name"], call.body)
+
+
+async def resize_volume(call: Call) -> Volume:
+    return await call.service.resize_volume(call.path["name"], call.body.size_bytes, call.body.force)
+
+
+async def delete_volume(call: Call) -> None:
+    await call.service.delete_volume(call.path["name"], call.flag("force"))
+
+
+async def volume_map(call: Call) -> tuple[MapEntry, ...]:
+    return await call.service.volume_map(call.path["name"])
+
+
+async def list_portals(call: Call) -> tuple[Portal, ...]:
+    return await call.service.portals()
+
+
+async def show_portal(call: Call) -> Portal:
+    wanted = call.path["address"]
+    for portal in await call.service.portals():
+        if wanted in {portal.address, portal.advertised}:
+            return portal
+    raise NotFound(f"there is no portal {wanted!r}")
+
+
+async def change_portals(call: Call) -> tuple[Portal, ...]:
+    return await call.service.set_portal_policy(call.body.policy)
+
+
+async def list_sessions(call: Call) -> tuple[Session, ...]:
+    return await call.service.sessions()
+
+
+async def show_session(call: Call) -> Session:
+    wanted = call.path["id"]
+    for session in await call.service.sessions():
+        if session.id == wanted:
+            return session
+    raise NotFound(f"there is no session {wanted!r}")
+
+
+async def drop_session(call: Call) -> None:
+    await call.service.drop_session(call.path["id"])
+
+
+async def start_trace(call: Call) -> Trace:
+    return call.tracer.start(call.path["id"], call.body.seconds)
+
+
+async def read_trace(call: Call) -> Trace:
+    return call.tracer.read(call.path["id"], call.number("after"))
+
+
+async def stop_trace(call: Call) -> None:
+    call.tracer.stop(call.path["id"])
+
+
+FORCE = {"force": "boolean"}
+AFTER = {"after": "integer"}
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation("GET", "/group", "group_status", "The group at a glance", group_status, GroupStatus),
+    Operation("GET", "/members", "list_members", "All members", list_members, tuple[Member, ...]),
+    Operation("GET", "/members/{name}", "show_member", "One member", show_member, Member, failures=(404,)),
+    Operation("GET", "/volumes", "list_volumes", "All volumes, by name", list_volumes, tuple[Volume, ...]),
+    Operation(
+        "POST",
+        "/volumes",
+        "create_volume",
+        "Create a volume; it serves when this returns",
+        create_volume,
+        Volume,
+        VolumeSpec,
+        201,
+        failures=(404, 409),
+    ),
+    Operation("GET", "/volumes/{name}", "show_volume", "One volume", show_volume, Volume, failures=(404,)),
+    Operation(
+        "PATCH",
+        "/volumes/{name}",
+        "change_volume",
+        "Change a volume's access rules and flags; what is not given stays",
+        change_volume,
+        Volume,
+        VolumeChanges,
+        failures=(404, 409),
+    ),
+    Operation(
+        "DELETE",
+        "/volumes/{name}",
+        "delete_volume",
+        "Delete a volume and its data; `force` ends its sessions first",
+        delete_volume,
+        status=204,
+        query=FORCE,
+        failures=(404, 409),
+    ),
+    Operation(
+        "POST",
+        "/volumes/{name}/resize",
+        "resize_volume",
+        "Change a volume's size; smaller needs `force` and destroys what lies beyond",
+        resize_volume,
+        Volume,
+        Resize,
+        failures=(404, 409),
+    ),
+    Operation(
+        "GET",
+        "/volumes/{name}/map",
+        "volume_map",
+        "The partition map: sorted, gap-free ranges and who holds them",
+        volume_map,
+        tuple[MapEntry, ...],
+        failures=(404,),
+    ),
+    Operation("GET", "/portals", "list_portals", "All portals", list_portals, tuple[Portal, ...]),
+    Operation(
+        "PATCH",
+        "/portals",
+        "change_portals",
+        "Set the redirection policy of the portal group",
+        change_portals,
+        tuple[Portal, ...],
+        PortalChanges,
+    ),
+    Operation("GET", "/portals/{address}", "show_portal", "One portal", show_portal, Portal, failures=(404,)),
+    Operation("GET", "/sessions", "list_sessions", "All sessions", list_sessions, tuple[Session, ...]),
+    Operation("GET", "/sessions/{id}", "show_session", "One session", show_session, Session, failures=(404,)),
+    Operation(
+        "DELETE",
+        "/sessions/{id}",
+        "drop_session",
+        "Close a session's connections; its initiator may log in again",
+        drop_session,
+        status=204,
+        failures=(404,),
+    ),
+    Operation(
+        "POST",
+        "/sessions/{id}/trace",
+        "start_trace",
+        "Trace the PDUs of a session for some seconds, into a bounded ring",
+        start_trace,
+        Trace,
+        TraceRequest,
+        201,
+        failures=(404, 409),
+    ),
+    Operation(
+        "GET",
+        "/sessions/{id}/trace",
+        "read_trace",
+        "The traced PDUs with a number greater than `after`, a page at a time",
+        read_trace,
+        Trace,
+        query=AFTER,
+        failures=(404,),
+    ),
+    Operation(
+        "DELETE",
+        "/sessions/{id}/trace",
+        "stop_trace",
+        "End a trace; what it holds stays readable for a while",
+        stop_trace,
+        status=204,
+        failures=(404,),
+    ),
+)
