@@ -1,0 +1,427 @@
+"""A member's disk space: one directory.
+
+    pool.lock            held by flock while a process has the pool open; contains its process id
+    pool.json            whose pool this is, and the highest store revision it has seen (records.PoolRecord)
+    journal              the intent journal of atomic writes
+    volumes/<id>.blocks  one sparse file per volume, with the volume's own offsets
+    volumes/<id>.held    which ranges of it are really here (records.HeldRecord)
+
+A hole in a .blocks file never means "not held": only the .held record tells. So a pool refuses a store it does not
+belong to, or one that is older than what it has seen (a restored backup would claim ranges that have moved away), and
+it deletes data only when told to by `delete_volume`, `resize_volume`, or a deletion that was interrupted.
+"""
+
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar, TypeVarTuple
+
+from san_target.storage import records
+from san_target.storage.blocks_file import SparseFile
+from san_target.storage.interface import StorageError
+from san_target.storage.journal import Journal
+from san_target.storage.records import HELD, HeldRange, HeldRecord, PoolError, PoolRecord
+from san_target.storage.threads import Threads
+
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
+
+JOURNAL_SLOTS: Final = 8
+
+
+@dataclass(slots=True)
+class PoolVolume:
+    """A volume as far as it lies in this pool."""
+
+    file: SparseFile
+    record: HeldRecord
+
+    @property
+    def held(self) -> tuple[HeldRange, ...]:
+        return self.record.held
+
+
+class Pool:
+    """Call `open` first. Afterwards `problems` tells which volumes cannot be opened, and what to do about each."""
+
+    def __init__(self, directory: Path, threads: Threads) -> None:
+        self.directory = Path(directory)
+        self.problems: dict[str, str] = {}
+        self._volumes_directory = self.directory / "volumes"
+        self._threads = threads
+        self._lock_descriptor = -1
+        self._record: PoolRecord | None = None
+        self._volumes: dict[str, PoolVolume] = {}
+        self._journal: Journal | None = None
+        self._journal_file: SparseFile | None = None
+
+    # Open and close --------------------------------------------------------------------------------------------------
+
+    async def open(self, group_id: str, store_revision: int) -> None:
+        """Open the pool, or make an empty directory one. Completes interrupted atomic writes and deletions.
+
+        store_revision: the revision at which the store was read just now. PoolError: nothing is open.
+        """
+        try:
+            await self._threads.run(self._open, group_id, store_revision)
+        except (OSError, StorageError, PoolError) as error:
+            await self.close()
+            raise _explained(error, self.directory) from error
+
+    async def close(self) -> None:
+        """Close all files; no request may be under way."""
+        await self._threads.run(self._close)
+
+    def _open(self, group_id: str, store_revision: int) -> None:
+        self._volumes_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._take_lock()
+        path = self.directory / "pool.json"
+        if path.exists():
+            self._record = records.decode(PoolRecord, path.read_bytes(), path)
+            _refuse_foreign(self._record, group_id, store_revision, self.directory)
+        elif any(self._volumes_directory.iterdir()):
+            raise PoolError(
+                f"{path} is missing, but {self._volumes_directory} is not empty; restore {path} from a backup, or use "
+                "an empty directory for a new pool"
+            )
+        else:
+            self._record = PoolRecord(pool_id=secrets.token_hex(16), group_id=group_id, revision=store_revision)
+        self._write_pool_record(store_revision)
+        records.sync_directory(self.directory)
+        for path in sorted(self._volumes_directory.glob("*.held")):
+            try:
+                self._open_volume(path)
+            except (OSError, StorageError, PoolError) as error:
+                self.problems[path.stem] = str(_explained(error, self.directory))
+        self._open_journal()
+
+    def _take_lock(self) -> None:
+        path = self.directory / "pool.lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(descriptor)
+            raise PoolError(
+                f"the pool {self.directory} is in use by process {holder}; stop that member first, or give this one "
+                "its own directory"
+            ) from None
+        self._lock_descriptor = descriptor
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+
+    def _write_pool_record(self, revision: int) -> None:
+        record = self._opened()
+        self._record = PoolRecord(
+            pool_id=record.pool_id, group_id=record.group_id, revision=max(record.revision, revision)
+        )
+        records.write_durably(self.directory / "pool.json", records.encode(self._record))
+
+    def _open_volume(self, path: Path) -> None:
+        record = records.decode(HeldRecord, path.read_bytes(), path)
+        if record.volume_id != path.stem:
+            raise PoolError(f"{path} belongs to volume {record.volume_id}; restore it from a backup of the pool")
+        if record.state == records.DELETING:
+            self._remove(record.volume_id)
+            return
+        blocks_path = path.with_suffix(".blocks")
+        if not blocks_path.exists():
+            raise PoolError(
+                f"{blocks_path} is missing, but {path} says that blocks are held there; bring the file back (or "
+                "restore it from a backup), or delete the volume"
+            )
+        file = SparseFile(blocks_path)
+        try:
+            if file.size_bytes < record.size_bytes:
+                raise PoolError(
+                    f"{blocks_path} has {file.size_bytes} bytes instead of {record.size_bytes}: its end is lost; "
+                    "restore it from a backup, or delete the volume"
+                )
+            if file.size_bytes > record.size_bytes:
+                # A shrink or a growth was interrupted; the record is what was decided.
+                file.resize(record.size_bytes)
+                file.flush()
+        except BaseException:
+            file.close()
+            raise
+        self._volumes[record.volume_id] = PoolVolume(file, record)
+
+    def _open_journal(self) -> None:
+        path = self.directory / "journal"
+        if not path.exists():
+            temporary = path.with_name("journal.new")
+            temporary.unlink(missing_ok=True)
+            file = SparseFile.create(temporary, Journal.size_bytes(JOURNAL_SLOTS))
+            try:
+                file.reserve(0, file.size_bytes)  # an atomic write never fails for want of journal space
+                file.flush()
+            finally:
+                file.close()
+            os.replace(temporary, path)
+            records.sync_directory(self.directory)
+        self._journal_file = SparseFile(path)
+        if self._journal_file.size_bytes < Journal.size_bytes(JOURNAL_SLOTS):
+            raise PoolError(f"{path} was cut; restore it from a backup of the pool")
+        journal = Journal(self._journal_file)
+        journal.replay(self._find_for_replay)
+        self._journal = journal
+
+    def _find_for_replay(self, volume_id: str, offset_bytes: int, length_bytes: int) -> SparseFile | None:
+        if volume_id in self.problems:
+            raise LookupError(volume_id)
+        volume = self._volumes.get(volume_id)
+        if volume is None:
+            return None
+        start = offset_bytes // volume.record.block_size
+        end = (offset_bytes + length_bytes) // volume.record.block_size
+        whole = any(
+            piece.start_lba <= start and end <= piece.end_lba and piece.state == HELD for piece in volume.record.held
+        )
+        return volume.file if whole else None
+
+    def _close(self) -> None:
+        for volume in self._volumes.values():
+            volume.file.close()
+        self._volumes.clear()
+        if self._journal_file is not None:
+            self._journal_file.close()
+        self._journal_file = self._journal = self._record = None
+        if self._lock_descriptor >= 0:
+            os.close(self._lock_descriptor)  # which gives the lock back
+            self._lock_descriptor = -1
+
+    # Look -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def pool_id(self) -> str:
+        return self._opened().pool_id
+
+    @property
+    def revision(self) -> int:
+        """The highest store revision that this pool has seen."""
+        return self._opened().revision
+
+    @property
+    def journal(self) -> Journal:
+        """For the atomic writes of all volumes of the pool."""
+        if self._journal is None:
+            raise AssertionError("the pool is not open")
+        return self._journal
+
+    def list_volumes(self) -> list[str]:
+        """The ids of all volumes with blocks in this pool, in order; those with `problems` too."""
+        return sorted({*self._volumes, *self.problems})
+
+    def open_volume(self, volume_id: str) -> PoolVolume:
+        """PoolError: the volume is not here, or has a problem."""
+        self._opened()
+        if volume_id in self.problems:
+            raise PoolError(self.problems[volume_id])
+        try:
+            return self._volumes[volume_id]
+        except KeyError:
+            raise PoolError(
+                f"no blocks of volume {volume_id} lie in the pool {self.directory}; was this member started with "
+                "another pool directory?"
+            ) from None
+
+    def space(self) -> tuple[int, int]:
+        """(total_bytes, free_bytes) of the file system, as far as this process may use it."""
+        status = os.statvfs(self.directory)
+        return status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
+
+    # Change -----------------------------------------------------------------------------------------------------------
+
+    async def create_volume(
+        self, volume_id: str, size_bytes: int, block_size: int, held: Sequence[HeldRange]
+    ) -> PoolVolume:
+        """Make a volume's file, all holes, durably. Creating the same once more is harmless."""
+        return await self._change(self._create_volume, volume_id, size_bytes, block_size, tuple(held))
+
+    async def resize_volume(self, volume_id: str, size_bytes: int, generation: int) -> PoolVolume:
+        """Grow (the new blocks are held under `generation`), or shrink (the cut blocks' data is gone), durably.
+
+        Before a shrink the caller ends all requests to the cut blocks.
+        """
+        return await self._change(self._resize_volume, volume_id, size_bytes, generation)
+
+    async def update_held(self, volume_id: str, held: Sequence[HeldRange]) -> PoolVolume:
+        """Record, durably, which ranges are held. Touches no blocks."""
+        return await self._change(self._update_held, volume_id, tuple(held))
+
+    async def delete_volume(self, volume_id: str) -> None:
+        """Remove the volume's data, for good. Only after a tombstone in the store; no request may be under way."""
+        await self._change(self._delete_volume, volume_id)
+
+    async def note_revision(self, revision: int) -> None:
+        """Remember that the store has reached this revision, before acting on what it says."""
+        if revision > self._opened().revision:
+            await self._change(self._write_pool_record, revision)
+
+    async def _change(self, function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
+        self._opened()
+        try:
+            return await self._threads.run(function, *arguments)
+        except (OSError, StorageError) as error:
+            raise _explained(error, self.directory) from error
+
+    def _create_volume(
+        self, volume_id: str, size_bytes: int, block_size: int, held: tuple[HeldRange, ...]
+    ) -> PoolVolume:
+        if bytes.fromhex(volume_id).hex() != volume_id or len(volume_id) != 32:
+            raise AssertionError(f"{volume_id!r} is not a volume id")
+        record = HeldRecord(volume_id=volume_id, size_bytes=size_bytes, block_size=block_size, held=held)
+        problem = records.contradiction(record)
+        if problem:
+            raise AssertionError(problem)
+        if volume_id in self.problems:
+            raise PoolError(self.problems[volume_id])
+        there = self._volumes.get(volume_id)
+        if there is not None:
+            if there.record == record:
+                return there
+            raise PoolError(f"volume {volume_id} is in the pool {self.directory} already, with another size or place")
+        path = self._path(volume_id, "blocks")
+        if path.exists():
+            self._remove_if_empty(path)
+        self._note_generations(held)
+        file = SparseFile.create(path, size_bytes)
+        try:
+            # The file's name becomes durable with the record's, in the same directory.
+            self._write_held(record)
+        except BaseException:
+            file.close()
+            self._path(volume_id, "held").unlink(missing_ok=True)
+            path.unlink()
+            raise
+        volume = self._volumes[volume_id] = PoolVolume(file, record)
+        return volume
+
+    def _remove_if_empty(self, path: Path) -> None:
+        """A creation that was interrupted leaves a file without a record; it never got any data."""
+        if path.stat().st_blocks:
+            raise PoolError(
+                f"{path} holds data, but the record of what is held there is missing; restore "
+                f"{path.with_suffix('.held')} from a backup, or move {path} away"
+            )
+        path.unlink()
+
+    def _resize_volume(self, volume_id: str, size_bytes: int, generation: int) -> PoolVolume:
+        volume = self.open_volume(volume_id)
+        old, block_size = volume.record, volume.record.block_size
+        blocks = size_bytes // block_size
+        record = HeldRecord(
+            volume_id=volume_id,
+            size_bytes=size_bytes,
+            block_size=block_size,
+            held=records.resized(old.held, old.size_bytes // block_size, blocks, generation),
+        )
+        problem = records.contradiction(record)
+        if problem:
+            raise AssertionError(problem)
+        self._note_generations(record.held)
+        if size_bytes > old.size_bytes:
+            volume.file.resize(size_bytes)
+            volume.file.flush()
+        self._write_held(record)
+        volume.record = record
+        if size_bytes < old.size_bytes:
+            # Punched first: should the file system keep the tail of a block, a later growth would show it.
+            volume.file.punch(size_bytes, old.size_bytes - size_bytes)
+            volume.file.resize(size_bytes)
+            volume.file.flush()
+        return volume
+
+    def _update_held(self, volume_id: str, held: tuple[HeldRange, ...]) -> PoolVolume:
+        volume = self.open_volume(volume_id)
+        old = volume.record
+        record = HeldRecord(volume_id=volume_id, size_bytes=old.size_bytes, block_size=old.block_size, held=held)
+        problem = records.contradiction(record)
+        if problem:
+            raise AssertionError(problem)
+        self._note_generations(held)
+        self._write_held(record)
+        volume.record = record
+        return volume
+
+    def _delete_volume(self, volume_id: str) -> None:
+        volume = self._volumes.pop(volume_id, None)
+        if volume is None and self.problems.pop(volume_id, None) is None:
+            return  # deleted before; a repeated deletion is harmless
+        if volume is not None:
+            volume.file.close()
+            record = volume.record
+            self._write_held(
+                HeldRecord(
+                    volume_id=volume_id,
+                    size_bytes=record.size_bytes,
+                    block_size=record.block_size,
+                    held=(),
+                    state=records.DELETING,
+                )
+            )
+        self._remove(volume_id)
+
+    def _remove(self, volume_id: str) -> None:
+        """The record goes last: until then the deletion is known to be under way."""
+        self._path(volume_id, "blocks").unlink(missing_ok=True)
+        records.sync_directory(self._volumes_directory)
+        self._path(volume_id, "held").unlink(missing_ok=True)
+        records.sync_directory(self._volumes_directory)
+
+    def _note_generations(self, held: Sequence[HeldRange]) -> None:
+        """A generation is a store revision, so the store has reached it."""
+        generation = max((piece.generation for piece in held), default=0)
+        if generation > self._opened().revision:
+            self._write_pool_record(generation)
+
+    def _write_held(self, record: HeldRecord) -> None:
+        records.write_durably(self._path(record.volume_id, "held"), records.encode(record))
+
+    def _path(self, volume_id: str, suffix: str) -> Path:
+        return self._volumes_directory / f"{volume_id}.{suffix}"
+
+    def _opened(self) -> PoolRecord:
+        if self._record is None:
+            raise AssertionError("the pool is not open")
+        return self._record
+
+
+def _refuse_foreign(record: PoolRecord, group_id: str, store_revision: int, directory: Path) -> None:
+    if record.group_id != group_id:
+        raise PoolError(
+            f"the pool {directory} belongs to group {record.group_id}, but the store is of group {group_id}; start "
+            "this member with the store of its group, or with another pool directory"
+        )
+    if store_revision < record.revision:
+        raise PoolError(
+            f"the store is older than the pool {directory}: it is at revision {store_revision}, the pool has seen "
+            f"{record.revision}; was the store restored from a backup? Use the newest store, since an old one does "
+            "not know where blocks are now"
+        )
+
+
+def _explained(error: Exception, directory: Path) -> PoolError:
+    """What an operator should do about an error of the operating system."""
+    if isinstance(error, PoolError):
+        return error
+    if not isinstance(error, OSError):
+        return PoolError(f"the pool {directory} cannot be used: {error}")
+    what = error.filename or directory
+    advice = {
+        errno.EROFS: "the file system is read-only; mount it writable (and check the disk, if it was writable before)",
+        errno.EACCES: "permission is denied; give the pool directory to the user that runs the member",
+        errno.EPERM: "permission is denied; give the pool directory to the user that runs the member",
+        errno.ENOSPC: "no space is left; free some, or delete volumes",
+        errno.EDQUOT: "the disk quota is used up; raise it, or delete volumes",
+        errno.EIO: "the disk reports errors; check it",
+        errno.ENOTDIR: "it is not a directory; give the pool another place",
+        errno.EFBIG: "the file system has no such large files; make the volume smaller, or use another file system",
+        errno.EINVAL: "the file system refuses; does it support sparse files of this size?",
+    }.get(error.errno or 0, error.strerror or str(error))
+    return PoolError(f"{what}: {advice}")
