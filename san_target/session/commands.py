@@ -1,0 +1,463 @@
+"""SCSI commands of a connection in full feature phase: the hot path, data transfer, execution, responses. Pure.
+
+Two ways through: `_try_hot` serves a plain READ or WRITE of cached blocks in one go, without a task; everything else
+becomes a `Task`, collects its data, and is executed at once if the logical unit can, else in the background.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from san_target.scsi.command import CHECK_CONDITION, GOOD, HEAD_OF_QUEUE, ORDERED, Command, Outcome
+from san_target.scsi.hot import decode_read_write
+from san_target.scsi.logical_unit import execute_without_unit
+from san_target.scsi.sense import CheckCondition, Condition
+from san_target.session.sequencing import Sequencer
+from san_target.session.tasks import Task
+from san_target.session.transfer import DataOutTransfer, segments
+from san_target.wire import hot, pdus
+from san_target.wire.ahs import ExtendedCdb, parse_ahs
+from san_target.wire.errors import PduError
+from san_target.wire.opcodes import (
+    FINAL,
+    IMMEDIATE,
+    REJECT_IMMEDIATE_COMMAND,
+    REJECT_INVALID_PDU_FIELD,
+    REJECT_PROTOCOL_ERROR,
+    REJECT_TASK_IN_PROGRESS,
+    RESERVED_TAG,
+)
+
+if TYPE_CHECKING:
+    from san_target.session.host import Host
+    from san_target.session.parameters import TargetLimits
+    from san_target.session.session import Session
+    from san_target.wire.framer import Pdu
+
+# Answers per flush: enough to make a system call cheap, few enough that the initiator works while we do.
+ANSWERS_PER_FLUSH = 16
+IMMEDIATE_TASKS_MAX = 32
+_READ, _WRITE = 0x40, 0x20
+_INTERNAL_TARGET_FAILURE = Condition(0x4, 0x44, 0x00)
+
+
+def _tags() -> Iterator[int]:
+    """Target transfer tags: any 32-bit number but the reserved one."""
+    while True:
+        yield from range(1, RESERVED_TAG)
+
+
+class Commands(Sequencer):
+    """The SCSI side of a connection. `session` is None before login and for discovery sessions stays without target."""
+
+    def __init__(self, host: "Host", limits: "TargetLimits") -> None:
+        super().__init__(host, limits)
+        self.session: Session | None = None
+        self.tasks: dict[int, Task] = {}
+        self.hot = False  # the hot path may be taken; see refresh_hot
+        self.ending = False  # nothing is executed any more
+        self._waiting: deque[Task] = deque()
+        self._executing = 0
+        self._executing_bytes = 0
+        self._ordered_executing = False
+        self._tags = _tags()
+
+    # --- the hot path ---------------------------------------------------------------------------------------------
+
+    def refresh_hot(self) -> None:
+        """The hot path needs: a target, no digests, no trace, and no command that must go first."""
+        self.hot = (
+            self.session is not None
+            and self.session.target is not None
+            and not (self.header_digest or self.data_digest or self.ending)
+            and self.trace is None
+            and not self._waiting
+            and not self._ordered_executing
+        )
+
+    def try_hot(self, header: tuple[int, int, int, int, int, int, int, int, int, bytes], pdu: "Pdu") -> bool:
+        """Serve a plain READ or WRITE of cached, unlocked, local blocks; False = nothing was done."""
+        _, flags, _, lengths, lun, itt, expected, cmd_sn, _, cdb = header
+        if lun or cmd_sn != self.exp_cmd_sn or itt in self.tasks or self._held:
+            return False
+        decoded = decode_read_write(cdb)
+        if decoded is None:
+            return False
+        lba, blocks, is_write, fua = decoded
+        session = self.session
+        assert session is not None
+        target, nexus = session.target, session.nexus
+        assert target is not None
+        assert nexus is not None
+        device = target.unit.device
+        if fua or not blocks or blocks * device.block_size != expected or lba + blocks > device.blocks:
+            return False
+        if is_write:
+            # All data must be immediate: F and W, no R; an ORDERED command takes the slow way.
+            if lengths != expected or flags & 0xE7 not in (0xA0, 0xA1) or not nexus.may_write:
+                return False
+            if not device.try_write(lba, blocks, pdu.data):
+                self._write_later(header, pdu)
+                return True
+            session.counters.writes += 1
+            session.counters.bytes_written += expected
+            stat_sn = self._hot_numbers(cmd_sn)
+            self.outgoing.append(hot.pack_good_response(itt, stat_sn, self.exp_cmd_sn, self.max_cmd_sn))
+        else:
+            if lengths or flags & 0xE7 not in (0xC0, 0xC1) or not nexus.may_read:
+                return False
+            if expected > self.parameters.max_send_data_segment_length or expected > self.parameters.max_burst_length:
+                return False
+            into = self._take(expected)
+            if into is None:
+                return False
+            if not device.try_read_into(lba, blocks, into):
+                self.host.arena.give_back(expected)
+                return False
+            session.counters.reads += 1
+            session.counters.bytes_read += expected
+            stat_sn = self._hot_numbers(cmd_sn)
+            # F and S: the last Data-In carries the status (RFC 7143 11.7.3).
+            self.outgoing.append(
+                hot.pack_data_in(0x81, 0, expected, itt, stat_sn, self.exp_cmd_sn, self.max_cmd_sn, 0, 0, 0)
+            )
+            self.outgoing.append(into)
+        session.counters.commands += 1
+        self.answers += 1
+        if self.answers >= ANSWERS_PER_FLUSH:
+            self.host.flush()
+        return True
+
+    def _hot_numbers(self, cmd_sn: int) -> int:
+        """A command came and went: both ends of the command window move by one. Returns its StatSN."""
+        self.exp_cmd_sn = cmd_sn + 1 & 0xFFFFFFFF
+        self.max_cmd_sn = self.max_cmd_sn + 1 & 0xFFFFFFFF
+        stat_sn = self.stat_sn
+        self.stat_sn = stat_sn + 1 & 0xFFFFFFFF
+        return stat_sn
+
+    def _take(self, size_bytes: int) -> memoryview | None:
+        into = self.host.arena.take(size_bytes)
+        if into is None:
+            self.host.flush()
+            into = self.host.arena.take(size_bytes)
+        return into
+
+    def _write_later(self, header: tuple[int, int, int, int, int, int, int, int, int, bytes], pdu: "Pdu") -> None:
+        # try_write may have locked the range for exactly this write: it must go on at once, and not be tried again.
+        self.exp_cmd_sn = header[7] + 1 & 0xFFFFFFFF
+        task = self._new_task(header, pdu)
+        task.skip_now = True
+        task.command.data_out = pdu.keep()
+        self._execute(task)
+
+    # --- SCSI Command and Data-Out --------------------------------------------------------------------------------
+
+    def on_scsi_command(self, pdu: "Pdu") -> None:
+        """A SCSI Command PDU whose turn has come (RFC 7143 11.3)."""
+        header = hot.HEADER.unpack(pdu.bhs)
+        fault = self._command_fault(header, pdu)
+        if fault:
+            self._refuse(fault, header[0], pdu)
+            return
+        task = self._new_task(header, pdu)
+        final = bool(header[1] & FINAL)
+        if task.write_expected or not final:
+            task.transfer = DataOutTransfer(task.write_expected, task.write_wanted, self.parameters)
+            task.transfer.begin(pdu.data, pdu.owned, final)
+            self._advance(task)
+        else:
+            self._start(task)
+
+    def _command_fault(self, header: tuple[int, int, int, int, int, int, int, int, int, bytes], pdu: "Pdu") -> int:
+        """The Reject reason for a SCSI Command PDU that breaks the rules, or 0."""
+        opcode, flags, _, lengths, _, itt, _, _, _, _ = header
+        if self.session is None or self.session.target is None:
+            return REJECT_PROTOCOL_ERROR  # RFC 7143 4.3: a discovery session carries no SCSI commands
+        if itt == RESERVED_TAG:
+            return REJECT_INVALID_PDU_FIELD
+        if itt in self.tasks:
+            return REJECT_TASK_IN_PROGRESS
+        if not flags & _WRITE and (lengths & 0xFFFFFF or not flags & FINAL):
+            # RFC 7143 11.3.1: without W there is neither immediate nor unsolicited data.
+            return REJECT_PROTOCOL_ERROR
+        if opcode & IMMEDIATE and len(self.tasks) >= self.limits.command_window + IMMEDIATE_TASKS_MAX:
+            return REJECT_IMMEDIATE_COMMAND
+        try:
+            parse_ahs(pdu.ahs)
+        except PduError:
+            return REJECT_INVALID_PDU_FIELD
+        return 0
+
+    def _refuse(self, reason: int, opcode: int, pdu: "Pdu") -> None:
+        self.reject(reason, pdu.bhs)
+        if self.session is not None:
+            self.session.counters.rejects += 1
+        if not opcode & IMMEDIATE:
+            self.command_ended()
+
+    def _new_task(self, header: tuple[int, int, int, int, int, int, int, int, int, bytes], pdu: "Pdu") -> Task:
+        opcode, flags, _, _, lun_field, itt, expected, _, _, cdb = header
+        session = self.session
+        assert session is not None
+        assert session.target is not None
+        assert session.nexus is not None
+        lun = pdus.lun_to_int(lun_field.to_bytes(8, "big")) if lun_field else 0
+        bidirectional_read = 0
+        for additional in parse_ahs(pdu.ahs):
+            if isinstance(additional, ExtendedCdb):
+                cdb += additional.cdb_tail
+            else:
+                bidirectional_read = additional.expected_read_data_length
+        command = Command(session.nexus, cdb, b"", -1 if lun is None else lun, flags & 0x07)
+        task = Task(command, itt, lun_field, bool(opcode & IMMEDIATE))
+        if flags & _WRITE:
+            task.write_expected = expected
+            task.read_expected = bidirectional_read if flags & _READ else 0
+        elif flags & _READ:
+            task.read_expected = expected
+        if lun == 0:
+            task.write_wanted = session.target.unit.data_out_length(cdb)
+        self.tasks[itt] = task
+        session.counters.commands += 1
+        return task
+
+    def on_data_out(self, pdu: "Pdu") -> None:
+        """SCSI Data-Out (RFC 7143 11.7). Data for a task that is gone (aborted, failed) is dropped silently."""
+        header = hot.HEADER.unpack(pdu.bhs)
+        task = self.tasks.get(header[5])
+        if task is None or task.transfer is None or task.executing:
+            return
+        data_sn, offset = hot.DATA_OUT_TAIL.unpack(header[9])
+        ttt = None if header[6] == RESERVED_TAG else header[6]
+        task.transfer.receive(ttt, data_sn, offset, pdu.data, bool(header[1] & FINAL))
+        self._advance(task)
+
+    def _advance(self, task: Task) -> None:
+        """Ask for more data, or start the command if it has all."""
+        transfer = task.transfer
+        assert transfer is not None
+        if transfer.complete:
+            if task.command.aborted:
+                self._end(task)
+            elif transfer.failure is not None:
+                self._finish(task, CheckCondition(transfer.failure).outcome(task.command.nexus.d_sense))
+            else:
+                task.command.data_out = transfer.data()
+                self._start(task)
+            return
+        for request in transfer.solicit(self._tags):
+            self.send(
+                hot.pack_r2t(
+                    task.lun_field,
+                    task.itt,
+                    request.ttt,
+                    self.stat_sn,
+                    self.exp_cmd_sn,
+                    self.max_cmd_sn,
+                    request.r2t_sn,
+                    request.offset,
+                    request.length,
+                )
+            )
+
+    # --- execution ------------------------------------------------------------------------------------------------
+
+    def _start(self, task: Task) -> None:
+        """Execute now, or queue behind what must go first."""
+        if task.command.attribute == HEAD_OF_QUEUE or self._may_start(task):
+            self._execute(task)
+        else:
+            self._waiting.append(task)
+            self.refresh_hot()
+
+    def _may_start(self, task: Task) -> bool:
+        if self._waiting or self._ordered_executing:
+            return False
+        if task.command.attribute == ORDERED and self._executing:
+            return False  # SAM-5 8.8: after everything older
+        if not self._executing:
+            return True
+        return self._executing_bytes + self.host.unsent_bytes + task.buffered_bytes <= self.limits.buffered_bytes_max
+
+    def start_waiting(self) -> None:
+        """Start queued commands whose turn has come; called when a task ended or output was sent."""
+        if not self._waiting:
+            return
+        queue = self._waiting
+        while queue and not self.ending:
+            task = queue.popleft()
+            held, self._waiting = self._waiting, deque()
+            may_start = self._may_start(task)
+            self._waiting = held
+            if not may_start:
+                queue.appendleft(task)
+                break
+            self._execute(task)
+        self.refresh_hot()
+
+    def _execute(self, task: Task) -> None:
+        session = self.session
+        assert session is not None
+        command = task.command
+        target = session.target
+        assert target is not None
+        if command.aborted or self.ending:
+            self._end(task)
+            return
+        if command.lun != 0:
+            self._finish(task, execute_without_unit(command, [target.iqn]))
+            return
+        outcome = None
+        if not task.skip_now:
+            try:
+                outcome = target.unit.execute_now(command)
+            except Exception as error:
+                outcome = self._our_failure(error)
+        if outcome is not None:
+            self._finish(task, outcome)
+            return
+        task.executing = True
+        self._executing += 1
+        self._executing_bytes += task.buffered_bytes
+        if command.attribute == ORDERED:
+            self._ordered_executing = True
+            self.refresh_hot()
+        self.host.spawn(self._run(task))
+
+    async def _run(self, task: Task) -> None:
+        session = self.session
+        assert session is not None
+        assert session.target is not None
+        outcome = Outcome()
+        try:
+            if not task.command.aborted or task.skip_now:
+                outcome = await session.target.unit.execute(task.command)
+        except Exception as error:
+            outcome = self._our_failure(error)
+        finally:
+            self._executing -= 1
+            self._executing_bytes -= task.buffered_bytes
+            if task.command.attribute == ORDERED:
+                self._ordered_executing = False
+                self.refresh_hot()
+        self._finish(task, outcome)
+        self.start_waiting()
+        self.host.wake()
+
+    def _our_failure(self, error: Exception) -> Outcome:
+        self.host.failed(error)
+        return CheckCondition(_INTERNAL_TARGET_FAILURE).outcome(False)
+
+    # --- the end of a command -------------------------------------------------------------------------------------
+
+    def _finish(self, task: Task, outcome: Outcome) -> None:
+        """Send the outcome, unless task management took the command away, and forget the task."""
+        if task.command.aborted or self.ending:
+            self._end(task)
+            return
+        self.tasks.pop(task.itt, None)
+        if not task.immediate:
+            self.command_ended()
+        self._respond(task, outcome)
+        self._count(task, outcome)
+        task.ended()
+        if self.answers >= ANSWERS_PER_FLUSH:
+            self.host.wake()
+
+    def _end(self, task: Task) -> None:
+        """Forget an aborted task: no response (RFC 7143 11.5.1)."""
+        self.tasks.pop(task.itt, None)
+        if not task.immediate:
+            self.command_ended()
+        task.ended()
+
+    def abort(self, tasks: list[Task]) -> None:
+        """Mark tasks as aborted. Those not with the logical unit end here, the others when it lets go of them."""
+        for task in tasks:
+            task.command.aborted = True
+            if not task.executing:
+                if task in self._waiting:
+                    self._waiting.remove(task)
+                self._end(task)
+        self.start_waiting()
+        self.refresh_hot()
+
+    def _count(self, task: Task, outcome: Outcome) -> None:
+        assert self.session is not None
+        counters = self.session.counters
+        if outcome.status != GOOD:
+            counters.errors += outcome.status == CHECK_CONDITION
+        elif task.write_expected:
+            counters.writes += 1
+            counters.bytes_written += min(task.write_wanted, task.write_expected)
+        elif task.read_expected:
+            counters.reads += 1
+            counters.bytes_read += min(len(memoryview(outcome.data_in)), task.read_expected)
+
+    def _respond(self, task: Task, outcome: Outcome) -> None:
+        """Data-In and SCSI Response with residuals (RFC 7143 11.4.5, 11.7)."""
+        data = memoryview(outcome.data_in)
+        to_send = min(len(data), task.read_expected)
+        flags, residual = _residual(task, len(data))
+        # A bidirectional command reports two residuals, which only a SCSI Response can carry.
+        collapse = outcome.status == GOOD and not (task.write_expected and task.read_expected)
+        data_in_count = 0
+        for segment in segments(
+            to_send, self.parameters.max_send_data_segment_length, self.parameters.max_burst_length
+        ):
+            data_in_count += 1
+            with_status = collapse and segment.last
+            self.send(
+                hot.pack_data_in(
+                    (FINAL if segment.final else 0) | (hot.STATUS_PRESENT | flags if with_status else 0),
+                    outcome.status if with_status else 0,
+                    segment.length,
+                    task.itt,
+                    self.take_stat_sn() if with_status else self.stat_sn,
+                    self.exp_cmd_sn,
+                    self.max_cmd_sn,
+                    segment.data_sn,
+                    segment.offset,
+                    residual if with_status else 0,
+                ),
+                data[segment.offset : segment.offset + segment.length],
+            )
+        if data_in_count and collapse:
+            return
+        bidirectional = 0
+        if task.write_expected and task.read_expected:
+            read_flags, bidirectional = _residual_of(len(data), task.read_expected)
+            flags |= read_flags << 2
+        sense = len(outcome.sense).to_bytes(2, "big") + outcome.sense if outcome.sense else b""
+        self.send(
+            hot.pack_scsi_response(
+                task.itt,
+                self.take_stat_sn(),
+                self.exp_cmd_sn,
+                self.max_cmd_sn,
+                status=outcome.status,
+                flags=flags,
+                data_segment_length=len(sense),
+                exp_data_sn=data_in_count or (task.transfer.r2t_count if task.transfer is not None else 0),
+                bidirectional_residual=bidirectional,
+                residual=residual,
+            ),
+            sense,
+        )
+
+
+def _residual_of(moved: int, expected: int) -> tuple[int, int]:
+    """(flag, count) for bytes that SCSI would move against those the initiator expected."""
+    if moved > expected:
+        return hot.RESIDUAL_OVERFLOW, min(moved - expected, 0xFFFFFFFF)
+    if moved < expected:
+        return hot.RESIDUAL_UNDERFLOW, expected - moved
+    return 0, 0
+
+
+def _residual(task: Task, data_in_bytes: int) -> tuple[int, int]:
+    """The residual of the write direction if there is one, else of the read direction."""
+    if task.write_expected or task.write_wanted:
+        return _residual_of(task.write_wanted, task.write_expected)
+    return _residual_of(data_in_bytes, task.read_expected)

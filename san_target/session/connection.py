@@ -1,0 +1,461 @@
+"""One iSCSI connection from the first byte to the last (RFC 7143). Pure: bytes in, buffers out, time is an argument.
+
+The shell feeds PDUs to `receive`, sends what appears in `outgoing`, and calls `tick` about once a second. Login and
+rare PDUs are handled here; SCSI commands in `commands`. Errors of the initiator end in a Reject or, where the stream
+or the session cannot go on at ErrorRecoveryLevel 0, in the end of this connection; never in anyone else's trouble.
+"""
+
+from collections.abc import Callable, Iterator
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Final
+
+from san_target.scsi.nexus import Nexus
+from san_target.session import task_management
+from san_target.session.commands import Commands
+from san_target.session.discovery import TextExchange, TextRequest
+from san_target.session.login import Login, LoginRequest, LoginResult
+from san_target.session.session import Session
+from san_target.session.tasks import TaskBarrier
+from san_target.wire import hot, pdus
+from san_target.wire.framer import FramingError, Pdu
+from san_target.wire.opcodes import (
+    ASYNC_LOGOUT_REQUEST,
+    ASYNC_MESSAGE,
+    ASYNC_SESSION_DROP,
+    DATA_OUT,
+    IMMEDIATE,
+    LOGIN_REQUEST,
+    LOGIN_RESPONSE,
+    LOGOUT_REQUEST,
+    LOGOUT_RESPONSE,
+    NOP_OUT,
+    OPCODE_MASK,
+    REJECT_COMMAND_NOT_SUPPORTED,
+    REJECT_DATA_DIGEST_ERROR,
+    REJECT_INVALID_PDU_FIELD,
+    REJECT_PROTOCOL_ERROR,
+    RESERVED_TAG,
+    SCSI_COMMAND,
+    SNACK_REQUEST,
+    TASK_MANAGEMENT_REQUEST,
+    TASK_MANAGEMENT_RESPONSE,
+    TEXT_REQUEST,
+    TEXT_RESPONSE,
+)
+
+if TYPE_CHECKING:
+    from san_target.session.host import Host
+    from san_target.session.parameters import TargetLimits
+    from san_target.session.target import Directory
+
+# Logout (RFC 7143 11.14.1, 11.15.1)
+_CLOSE_SESSION, _CLOSE_CONNECTION, _REMOVE_FOR_RECOVERY = 0, 1, 2
+_LOGGED_OUT, _CID_NOT_FOUND, _RECOVERY_NOT_SUPPORTED = 0, 1, 2
+
+Handler = Callable[["Connection", Pdu], None]
+
+
+class Stage(Enum):
+    """Where the connection is in its life (RFC 7143 8.1, condensed)."""
+
+    LOGIN = auto()
+    DISCOVERY = auto()
+    FULL_FEATURE = auto()
+    LOGGING_OUT = auto()
+    CLOSED = auto()
+
+
+class Connection(Commands):
+    """See the module's text. peer_address: of the initiator, portal_address: where it arrived, both "host:port"."""
+
+    def __init__(
+        self,
+        host: "Host",
+        directory: "Directory",
+        limits: "TargetLimits",
+        portal_address: str,
+        peer_address: str,
+        weak_chap: bool = True,
+    ) -> None:
+        super().__init__(host, limits)
+        self.directory = directory
+        self.portal_address = portal_address
+        self.peer_address = peer_address
+        self.stage = Stage.LOGIN
+        self.close_reason = ""
+        self._login = Login(directory, limits, portal_address, host.random_bytes, self._establish, weak_chap)
+        self._login_busy = False
+        self._login_begun = False
+        self._text: TextExchange | None = None
+        self._opened_s = host.now()
+        self._heard = False  # a whole PDU arrived since the last tick
+        self._heard_s = self._opened_s
+        self._ping_sent_s: float | None = None
+        self._ping_tag = 0
+        self._cid = 0
+        self._ended = False
+        self._ended_events: list[Callable[[], None]] = []
+
+    # --- receiving ------------------------------------------------------------------------------------------------
+
+    def receive(self, received: Iterator[Pdu]) -> None:
+        """Handle the PDUs of one receive, in order. Answers are left in `outgoing` or were flushed on the way."""
+        try:
+            for pdu in received:
+                self._heard = True
+                header = hot.HEADER.unpack(pdu.bhs)
+                if header[0] == SCSI_COMMAND and self.hot and self.try_hot(header, pdu):
+                    continue
+                if self.trace is not None:
+                    self.trace("in", pdu.bhs)
+                self._dispatch(pdu)
+                if self.stage is Stage.CLOSED:
+                    return
+        except FramingError as error:
+            self._on_framing_error(error)
+
+    def _dispatch(self, pdu: Pdu) -> None:
+        opcode = pdu.bhs[0] & OPCODE_MASK
+        row = _HANDLERS.get(opcode)
+        if row is None:
+            self._on_unknown(pdu)
+            return
+        handler, stages, in_order = row
+        if self.stage not in stages:
+            self._out_of_stage(pdu)
+            return
+        if in_order and not self.admit(pdu):
+            return
+        handler(self, pdu)
+        while (held := self.next_held()) is not None and self.stage in stages:
+            held_row = _HANDLERS[held.bhs[0] & OPCODE_MASK]
+            held_row[0](self, held)
+
+    def _on_unknown(self, pdu: Pdu) -> None:
+        if self.stage is Stage.LOGIN:
+            self.fail("a PDU with an unknown opcode before login")
+        else:
+            # RFC 7143 7.11.2: the opcode says nothing of a CmdSN, so none is taken.
+            self._refuse_pdu(REJECT_COMMAND_NOT_SUPPORTED, pdu)
+
+    def _out_of_stage(self, pdu: Pdu) -> None:
+        if self.stage is Stage.LOGIN:
+            # RFC 7143 6.3.1: nothing but Login Requests before the full feature phase.
+            self.fail(f"opcode 0x{pdu.bhs[0] & OPCODE_MASK:02x} before login")
+        elif self.stage is not Stage.LOGGING_OUT:
+            self._refuse_pdu(REJECT_PROTOCOL_ERROR, pdu)
+
+    def _refuse_pdu(self, reason: int, pdu: Pdu) -> None:
+        self.reject(reason, pdu.bhs)
+        if self.session is not None:
+            self.session.counters.rejects += 1
+
+    def _on_framing_error(self, error: FramingError) -> None:
+        if error.bhs and self.stage is not Stage.LOGIN:
+            self.reject(REJECT_DATA_DIGEST_ERROR if error.data_digest else REJECT_PROTOCOL_ERROR, error.bhs)
+        # RFC 7143 7.8: at ErrorRecoveryLevel 0 the session ends; the initiator logs in again and repeats.
+        self.fail(str(error))
+
+    # --- login ----------------------------------------------------------------------------------------------------
+
+    def _on_login(self, pdu: Pdu) -> None:
+        if self._login_busy:
+            self.fail("a Login Request before the last one was answered")
+            return
+        request = LoginRequest.parse(pdu.bhs, pdu.keep())
+        if not self._login_begun:
+            self._login_begun = True
+            self.start_sequences(request.cmd_sn, request.exp_stat_sn)
+        self._login_busy = True
+        self.host.spawn(self._respond_to_login(request))
+
+    async def _respond_to_login(self, request: LoginRequest) -> None:
+        response = await self._login.respond(request)
+        if self.stage is not Stage.LOGIN:
+            return
+        self._login_busy = False
+        self.send_status(
+            LOGIN_RESPONSE,
+            response.data,
+            transit=response.transit,
+            continue_=response.continue_,
+            current_stage=response.current_stage,
+            next_stage=response.next_stage,
+            version_max=response.version_max,
+            version_active=response.version_active,
+            isid=response.isid,
+            tsih=response.tsih,
+            initiator_task_tag=response.itt,
+            status_class=response.status_class,
+            status_detail=response.status_detail,
+        )
+        if self._login.failed:
+            self.fail(f"login refused: {response.status_class:02x}{response.status_detail:02x}")
+        elif self._login.result is not None:
+            self._enter_full_feature(self._login.result)
+        self.host.wake()
+
+    async def _establish(self, result: LoginResult) -> int | None:
+        """Make the session, just before the final Login Response. Returns its TSIH, or None if that cannot be."""
+        target = result.target
+        key = (result.initiator_name, result.isid)
+        if target is not None:
+            # RFC 7143 6.3.5: the same initiator port logs in again: the old session ends first, with all its tasks.
+            while (old := target.sessions.get(key)) is not None:
+                await old.connection.terminate("session reinstated")
+        if self.stage is not Stage.LOGIN:
+            return None
+        tsih = self.directory.new_tsih()
+        nexus = None
+        if target is not None:
+            nexus = Nexus(result.initiator_name, result.isid, target.iqn, target.portal_group_tag)
+        session = Session(
+            self,
+            result.initiator_name,
+            result.isid,
+            tsih,
+            target,
+            nexus,
+            result.parameters,
+            self.peer_address,
+            self.host.now(),
+        )
+        session.initiator_alias = result.initiator_alias
+        session.user = result.authenticated_user or ""
+        self.session = session
+        if target is not None:
+            target.sessions[key] = session
+        return tsih
+
+    def _enter_full_feature(self, result: LoginResult) -> None:
+        session = self.session
+        assert session is not None
+        self.parameters = result.parameters
+        self._cid = result.cid
+        self.header_digest = self.framer.header_digest = result.parameters.header_digest
+        self.data_digest = self.framer.data_digest = result.parameters.data_digest
+        self._text = TextExchange(
+            self.directory, result.parameters, session.initiator_name, session.target, self.portal_address
+        )
+        if session.target is None:
+            self.stage = Stage.DISCOVERY
+            return
+        self.stage = Stage.FULL_FEATURE
+        assert session.nexus is not None
+        session.target.unit.attach(session.nexus)
+        self.refresh_hot()
+
+    # --- full feature phase: everything but SCSI commands ---------------------------------------------------------
+
+    def _on_nop_out(self, pdu: Pdu) -> None:
+        header = hot.HEADER.unpack(pdu.bhs)
+        itt, ttt = header[5], header[6]
+        if itt == RESERVED_TAG:
+            # RFC 7143 11.18.1: an answer to our ping, or nothing to answer; it must be immediate.
+            if ttt == self._ping_tag:
+                self._ping_sent_s = None
+            return
+        if ttt != RESERVED_TAG:
+            self._refuse_pdu(REJECT_INVALID_PDU_FIELD, pdu)
+        else:
+            data = bytes(pdu.data[: self.parameters.max_send_data_segment_length])
+            stat_sn = self.take_stat_sn()
+            self.send(hot.pack_nop_in(len(data), 0, itt, RESERVED_TAG, stat_sn, self.exp_cmd_sn, self.max_cmd_sn), data)
+        if not header[0] & IMMEDIATE:
+            self.command_ended()
+
+    def _on_text(self, pdu: Pdu) -> None:
+        assert self._text is not None
+        header = pdus.parse(pdu.bhs)
+        answer = self._text.respond(
+            TextRequest(
+                header.final,
+                header.continue_,
+                header.initiator_task_tag,
+                header.target_transfer_tag,
+                header.lun,
+                bytes(pdu.data),
+            )
+        )
+        if answer is None:
+            self._refuse_pdu(REJECT_PROTOCOL_ERROR, pdu)
+        else:
+            self.send_status(
+                TEXT_RESPONSE,
+                answer.data,
+                final=answer.final,
+                continue_=answer.continue_,
+                initiator_task_tag=header.initiator_task_tag,
+                target_transfer_tag=answer.ttt,
+                lun=header.lun,
+            )
+        if not header.immediate:
+            self.command_ended()
+
+    def _on_task_management(self, pdu: Pdu) -> None:
+        header = pdus.parse(pdu.bhs)
+        request = task_management.Request(
+            header.function,
+            pdus.lun_to_int(header.lun),
+            header.referenced_task_tag,
+            self.parameters.iscsi_protocol_level,
+        )
+
+        def respond(response: int) -> None:
+            if self.ending:
+                return
+            self.send_status(TASK_MANAGEMENT_RESPONSE, response=response, initiator_task_tag=header.initiator_task_tag)
+            if not header.immediate:
+                self.command_ended()
+            self.host.wake()
+
+        task_management.carry_out(self, task_management.decide(self, request), respond)
+
+    def _on_snack(self, pdu: Pdu) -> None:
+        # RFC 7143 11.16: only at ErrorRecoveryLevel 1 and above.
+        self._refuse_pdu(REJECT_PROTOCOL_ERROR, pdu)
+
+    def _on_logout(self, pdu: Pdu) -> None:
+        header = pdus.parse(pdu.bhs)
+        response = _LOGGED_OUT
+        if header.reason == _REMOVE_FOR_RECOVERY:
+            response = _RECOVERY_NOT_SUPPORTED
+        elif header.reason == _CLOSE_CONNECTION and header.cid != self._cid:
+            response = _CID_NOT_FOUND
+        elif header.reason not in (_CLOSE_SESSION, _CLOSE_CONNECTION):
+            self._refuse_pdu(REJECT_INVALID_PDU_FIELD, pdu)
+            return
+
+        def respond() -> None:
+            if self.stage is Stage.CLOSED:
+                return
+            # Time2Wait 0: nothing of this session is left that a new one would have to wait for.
+            self.send_status(
+                LOGOUT_RESPONSE, response=response, initiator_task_tag=header.initiator_task_tag, time2wait=0
+            )
+            if response == _LOGGED_OUT:
+                self.close("logged out")
+            elif not header.immediate:
+                self.command_ended()
+            self.host.wake()
+
+        if response == _LOGGED_OUT:
+            self.stage = Stage.LOGGING_OUT
+            tasks = list(self.tasks.values())
+            TaskBarrier(tasks, respond)
+            self.abort(tasks)
+        else:
+            respond()
+
+    def send_async(self, event: int, parameter1: int = 0, parameter2: int = 0, parameter3: int = 0) -> None:
+        """Send an Asynchronous Message (RFC 7143 11.9)."""
+        self.send_status(
+            ASYNC_MESSAGE, async_event=event, parameter1=parameter1, parameter2=parameter2, parameter3=parameter3
+        )
+        self.host.wake()
+
+    def request_logout(self, within_s: int) -> None:
+        """Ask the initiator to log out (it then logs in again): async event 1."""
+        self.send_async(ASYNC_LOGOUT_REQUEST, parameter3=within_s)
+
+    def drop(self, reason: str) -> None:
+        """End the session from our side: async event 3 tells the initiator that it may come back at once."""
+        if self.stage is Stage.FULL_FEATURE:
+            self.send_async(ASYNC_SESSION_DROP, parameter2=0)
+        self.close(reason)
+
+    # --- time -----------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Login deadline, keepalive; to be called about once a second."""
+        if self.stage is Stage.CLOSED:
+            return
+        if self.stage is Stage.LOGIN:
+            if now - self._opened_s > self.limits.login_timeout_s:
+                self.fail("login took too long")
+            return
+        if self._heard:
+            self._heard = False
+            self._heard_s = now
+        if self._ping_sent_s is not None:
+            if now - self._ping_sent_s > self.limits.nop_timeout_s:
+                self.fail("the initiator does not answer")
+        elif now - self._heard_s > self.limits.nop_interval_s:
+            self._send_ping(now)
+
+    def _send_ping(self, now: float) -> None:
+        if self.stage is Stage.LOGGING_OUT:
+            return
+        self._ping_tag = next(self._tags)
+        self._ping_sent_s = now
+        # RFC 7143 11.19.1: a ping of ours takes no StatSN.
+        self.send(hot.pack_nop_in(0, 0, RESERVED_TAG, self._ping_tag, self.stat_sn, self.exp_cmd_sn, self.max_cmd_sn))
+        self.host.wake()
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    def fail(self, reason: str) -> None:
+        """End the connection because of the initiator's behaviour."""
+        self.close(reason)
+
+    def close(self, reason: str) -> None:
+        """Send what is queued, then close; nothing more is executed."""
+        if self.stage is not Stage.CLOSED:
+            self._stop(reason)
+            self.host.close()
+
+    def lost(self, reason: str = "connection lost") -> None:
+        """The shell's word that the network connection is gone."""
+        if self.stage is not Stage.CLOSED:
+            self._stop(reason)
+
+    async def terminate(self, reason: str) -> None:
+        """End the connection now, and return when no task of its session can reach the medium any more."""
+        if self.stage is not Stage.CLOSED:
+            self._stop(reason)
+        self.host.abort()
+        if not self._ended:
+            event = self.host.event()
+            self._ended_events.append(event.set)
+            await event.wait()
+
+    def _stop(self, reason: str) -> None:
+        """Fence the session at once; it is over when its tasks have ended."""
+        self.stage = Stage.CLOSED
+        self.close_reason = reason
+        self.ending = True
+        self.hot = False
+        session = self.session
+        if session is not None and session.nexus is not None:
+            session.nexus.fenced = True
+            session.nexus.may_read = session.nexus.may_write = False
+        tasks = list(self.tasks.values())
+        TaskBarrier(tasks, self._over)
+        self.abort(tasks)
+
+    def _over(self) -> None:
+        session = self.session
+        if session is not None and session.target is not None and session.nexus is not None:
+            session.target.unit.detach(session.nexus)
+            if session.target.sessions.get(session.key) is session:
+                del session.target.sessions[session.key]
+        self._ended = True
+        events, self._ended_events = self._ended_events, []
+        for tell in events:
+            tell()
+
+
+_LOGGED_IN = frozenset({Stage.DISCOVERY, Stage.FULL_FEATURE})
+_NORMAL = frozenset({Stage.FULL_FEATURE})
+
+# Opcode -> handler, the stages in which it is legal, and whether it has its place in CmdSN order.
+_HANDLERS: Final[dict[int, tuple[Handler, frozenset[Stage], bool]]] = {
+    NOP_OUT: (Connection._on_nop_out, _LOGGED_IN, True),
+    SCSI_COMMAND: (Connection.on_scsi_command, _NORMAL, True),
+    TASK_MANAGEMENT_REQUEST: (Connection._on_task_management, _NORMAL, True),
+    LOGIN_REQUEST: (Connection._on_login, frozenset({Stage.LOGIN}), False),
+    TEXT_REQUEST: (Connection._on_text, _LOGGED_IN, True),
+    DATA_OUT: (Connection.on_data_out, _NORMAL, False),
+    LOGOUT_REQUEST: (Connection._on_logout, _LOGGED_IN, True),
+    SNACK_REQUEST: (Connection._on_snack, _NORMAL, False),
+}

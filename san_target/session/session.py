@@ -1,0 +1,80 @@
+"""A session: an initiator logged in to a target (or to discovery), and what is counted of it."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from san_target.scsi.nexus import Nexus
+    from san_target.session.connection import Connection
+    from san_target.session.parameters import Parameters
+    from san_target.session.target import Target
+
+
+class Counters:
+    """Plain ints, read by metrics and listings; they only grow."""
+
+    __slots__ = ("bytes_read", "bytes_written", "commands", "errors", "reads", "rejects", "writes")
+
+    def __init__(self) -> None:
+        self.commands = 0
+        self.reads = 0
+        self.writes = 0
+        self.bytes_read = 0
+        self.bytes_written = 0
+        self.errors = 0
+        self.rejects = 0
+
+
+class Session:
+    """One session with its only connection (MaxConnections = 1, so both end together).
+
+    target and nexus are None for a discovery session. since_s: monotonic seconds of the login.
+    """
+
+    __slots__ = (
+        "address",
+        "connection",
+        "counters",
+        "initiator_alias",
+        "initiator_name",
+        "isid",
+        "nexus",
+        "parameters",
+        "since_s",
+        "target",
+        "tsih",
+        "user",
+    )
+
+    def __init__(
+        self,
+        connection: "Connection",
+        initiator_name: str,
+        isid: bytes,
+        tsih: int,
+        target: "Target | None",
+        nexus: "Nexus | None",
+        parameters: "Parameters",
+        address: str,
+        since_s: float,
+    ) -> None:
+        self.connection = connection
+        self.initiator_name = initiator_name
+        self.initiator_alias = ""
+        self.isid = isid
+        self.tsih = tsih
+        self.target = target
+        self.nexus = nexus
+        self.parameters = parameters
+        self.address = address
+        self.since_s = since_s
+        self.user = ""
+        self.counters = Counters()
+
+    @property
+    def id(self) -> str:
+        """The name of this session in listings; unique on this member."""
+        return str(self.tsih)
+
+    @property
+    def key(self) -> tuple[str, bytes]:
+        return (self.initiator_name, self.isid)
