@@ -1,0 +1,455 @@
+"""Volumes as records: what may be created and changed, and what the store holds afterwards."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from san_target.group.errors import Conflict, Invalid, NotFound
+from san_target.group.group_record import ensure_group
+from san_target.group.membership import Membership
+from san_target.group.volumes import DELETING, Volumes
+from san_target.metadata.memory import MemoryData, MemoryStore
+from san_target.metadata.schema import (
+    ChapRecord,
+    PlacementRecord,
+    ReservationsRecord,
+    encode,
+    map_key,
+    reservations_key,
+    volume_key,
+)
+from san_target.metadata.store import Compare, Delete, Put, Store, TransactionResult
+
+MIB = 1 << 20
+
+
+class Rival(MemoryStore):
+    """A store in which somebody else is quicker: `before` runs once, before the next transaction."""
+
+    before: Callable[[MemoryStore], Awaitable[object]] | None = None
+
+    async def transact(self, compares: Any, operations: Any) -> TransactionResult:
+        if self.before is not None:
+            action, self.before = self.before, None
+            await action(self)
+        return await super().transact(compares, operations)
+
+
+class Room:
+    """Volumes on a fresh memory store with the members "one" (ourselves) and "two"."""
+
+    def __init__(self) -> None:
+        self.store = Rival(MemoryData(clock=lambda: 0.0))
+        self.sessions: dict[str, int] = {}
+
+    async def open(self) -> Volumes:
+        await self.store.open()
+        group = await ensure_group(self.store, "group", "00" * 16)
+        for name in ("one", "two"):
+            await Membership(self.store, name, f"pool {name}", lambda: 0.0).join((), "")
+        return Volumes(self.store, group, "one", sessions_on=lambda volume_id: self.sessions.get(volume_id, 0))
+
+    async def keys(self) -> list[str]:
+        items = (await self.store.range("")).items
+        return [item.key for item in items if item.key.split("/")[0] not in ("group", "members", "leases")]
+
+
+def run(test: Callable[[Room, Volumes], Awaitable[None]]) -> None:
+    async def body() -> None:
+        room = Room()
+        await test(room, await room.open())
+
+    asyncio.run(body())
+
+
+def secret(user: str = "alice", text: str = "a-secret-of-16-b") -> ChapRecord:
+    return ChapRecord(user, text)
+
+
+class TestCreate:
+    def test_a_volume_and_its_map(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            before = (await room.store.range("")).revision
+            record = await volumes.create("Demo_1", 8 * MIB, block_size=4096, read_only=True)
+            assert record.iqn == "iqn.2026-01.io.san-target:demo-1"
+            assert (record.size_bytes, record.block_size, record.members) == (8 * MIB, 4096, ("one",))
+            assert record.read_only
+            assert len(bytes.fromhex(record.id)) == 16
+            assert await volumes.named("Demo_1") == record
+            assert await volumes.map_of("Demo_1") == [
+                (0, PlacementRecord(end_lba=2048, owner="one", generation=before))
+            ]
+            assert (await room.store.range("")).revision == before + 1
+
+        run(test)
+
+    def test_a_volume_at_another_member(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            await volumes.create("demo", MIB, members=["two"])
+            assert [placement.owner for _, placement in await volumes.map_of("demo")] == ["two"]
+
+        run(test)
+
+    def test_all_are_listed_by_name(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            for name in ("b", "c", "a"):
+                await volumes.create(name, MIB)
+            assert [record.name for record in await volumes.all()] == ["a", "b", "c"]
+            assert len({record.id for record in await volumes.all()}) == 3
+
+        run(test)
+
+    @pytest.mark.parametrize("name", ["demo", "DEMO", "a.b-c", "x" * 64, "7"])
+    def test_good_names(self, name: str) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            assert (await volumes.create(name, MIB)).name == name
+
+        run(test)
+
+    @pytest.mark.parametrize("name", ["", "x" * 65, "-a", "a-", "a b", "a/b", "a\n", "ä", "a:b", "..", "a,b"])
+    def test_bad_names(self, name: str) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            with pytest.raises(Invalid, match="is no name"):
+                await volumes.create(name, MIB)
+            assert await room.keys() == []
+
+        run(test)
+
+    @pytest.mark.parametrize(
+        ("size_bytes", "block_size"), [(0, 512), (-512, 512), (513, 512), (512, 4096), (MIB, 1024), (1 << 63, 512)]
+    )
+    def test_bad_sizes(self, size_bytes: int, block_size: int) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            with pytest.raises(Invalid):
+                await volumes.create("demo", size_bytes, block_size=block_size)
+            assert await room.keys() == []
+
+        run(test)
+
+    @pytest.mark.parametrize("copies", [0, 2])
+    def test_one_copy_only(self, copies: int) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            with pytest.raises(Invalid, match="copies are not supported"):
+                await volumes.create("demo", MIB, copies=copies)
+
+        run(test)
+
+    def test_members_must_exist(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            with pytest.raises(NotFound, match="'three'"):
+                await volumes.create("demo", MIB, members=["three"])
+            with pytest.raises(Invalid, match="several members"):
+                await volumes.create("demo", MIB, members=["one", "two"])
+
+        run(test)
+
+    @pytest.mark.parametrize("second", ["demo", "DEMO"])
+    def test_target_names_are_unique(self, second: str) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            await volumes.create("demo", MIB)
+            with pytest.raises(Conflict, match="choose another name"):
+                await volumes.create(second, MIB)
+            assert len(await volumes.all()) == 1
+
+        run(test)
+
+    def test_a_rival_that_takes_the_name_in_between_wins(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            room.store.before = lambda store: volumes.create("demo", 2 * MIB)
+            with pytest.raises(Conflict):
+                await volumes.create("demo", MIB)
+            assert [record.size_bytes for record in await volumes.all()] == [2 * MIB]
+
+        run(test)
+
+    @pytest.mark.parametrize(
+        "allow", ["iqn.1993-08.org.debian:01:host", "eui.02004567A425678D", "naa.52004567BA64678D"]
+    )
+    def test_good_initiator_names(self, allow: str) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            assert (await volumes.create("demo", MIB, allow=[allow, allow])).allow == (allow,)
+
+        run(test)
+
+    @pytest.mark.parametrize(
+        "allow", ["", "host", "iqn.1993-13.org:x", "iqn.1993-08.org debian", "eui.0200", "iqn.2026-01." + 220 * "x"]
+    )
+    def test_bad_initiator_names(self, allow: str) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            with pytest.raises(Invalid, match="is no iSCSI name"):
+                await volumes.create("demo", MIB, allow=[allow])
+
+        run(test)
+
+
+class TestChap:
+    def test_one_way_and_mutual(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            mutual = secret("target", "another-secret-")
+            record = await volumes.create("demo", MIB, chap=[secret()], mutual_chap=mutual)
+            assert (record.chap, record.mutual_chap) == ((secret(),), mutual)
+
+        run(test)
+
+    @pytest.mark.parametrize(
+        ("chap", "mutual", "why"),
+        [
+            ([secret(text="x" * 11)], None, "has 11 bytes"),
+            ([secret(text="x" * 129)], None, "has 129 bytes"),
+            ([secret(text="x" * 12 + "\n")], None, "control characters"),
+            ([secret("")], None, "no CHAP user name"),
+            ([secret("a\n")], None, "no CHAP user name"),
+            ([secret(), secret(text="other" * 5)], None, "given twice"),
+            ([], secret(), "needs one-way CHAP"),
+            ([secret()], secret("target"), "different ones"),
+            ([secret()], secret("target", "short"), "has 5 bytes"),
+        ],
+    )
+    def test_rules(self, chap: list[ChapRecord], mutual: ChapRecord | None, why: str) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            with pytest.raises(Invalid, match=why) as caught:
+                await volumes.create("demo", MIB, chap=chap, mutual_chap=mutual)
+            assert "a-secret-of" not in str(caught.value)
+
+        run(test)
+
+    @pytest.mark.parametrize("length", [12, 128])
+    def test_length_limits_are_good(self, length: int) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            await volumes.create("demo", MIB, chap=[secret(text="x" * length)])
+
+        run(test)
+
+
+class TestChange:
+    def test_only_what_is_given_changes(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await volumes.create("demo", MIB, chap=[secret()], removable=True)
+            changed = await volumes.change("demo", read_only=True, allow=["eui.02004567A425678D"])
+            assert changed == msgspec.structs.replace(record, read_only=True, allow=("eui.02004567A425678D",))
+            assert await volumes.named("demo") == changed
+            assert (await volumes.change("demo", chap=[], allow=[])).chap == ()
+
+        run(test)
+
+    def test_the_whole_record_is_checked(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            await volumes.create("demo", MIB, chap=[secret()], mutual_chap=secret("t", "another-secret"))
+            with pytest.raises(Invalid, match="needs one-way"):
+                await volumes.change("demo", chap=[])
+            await volumes.change("demo", chap=[], mutual_chap=None)
+
+        run(test)
+
+    def test_nothing_changed_writes_nothing(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            await volumes.create("demo", MIB)
+            revision = (await room.store.range("")).revision
+            await volumes.change("demo", read_only=False)
+            await volumes.resize("demo", MIB)
+            assert (await room.store.range("")).revision == revision
+
+        run(test)
+
+    def test_a_rival_change_is_not_overwritten(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            await volumes.create("demo", MIB)
+            room.store.before = lambda store: volumes.change("demo", removable=True)
+            with pytest.raises(Conflict, match="at the same time"):
+                await volumes.change("demo", read_only=True)
+            record = await volumes.named("demo")
+            assert (record.removable, record.read_only) == (True, False)
+
+        run(test)
+
+    def test_unknown_volume(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            for call in (volumes.named("x"), volumes.change("x", read_only=True), volumes.resize("x", MIB)):
+                with pytest.raises(NotFound, match="'x'"):
+                    await call
+            with pytest.raises(NotFound):
+                await volumes.delete("x")
+            with pytest.raises(NotFound):
+                await volumes.map_of("x")
+
+        run(test)
+
+
+class TestResize:
+    def test_growing_extends_the_last_range(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await volumes.create("demo", MIB)
+            await split(room.store, record.id, 1024)
+            await volumes.resize("demo", 3 * MIB)
+            assert (await volumes.named("demo")).size_bytes == 3 * MIB
+            assert [(start, placement.end_lba) for start, placement in await volumes.map_of("demo")] == [
+                (0, 1024),
+                (1024, 6144),
+            ]
+
+        run(test)
+
+    def test_shrinking_needs_force_and_cuts_the_map(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await volumes.create("demo", 2 * MIB)
+            await split(room.store, record.id, 2048)
+            with pytest.raises(Conflict, match="--force"):
+                await volumes.resize("demo", MIB // 2)
+            assert (await volumes.named("demo")).size_bytes == 2 * MIB
+            await volumes.resize("demo", MIB // 2, force=True)
+            assert [(start, placement.end_lba) for start, placement in await volumes.map_of("demo")] == [(0, 1024)]
+
+        run(test)
+
+    def test_no_multiple_of_the_block_size(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            await volumes.create("demo", MIB, block_size=4096)
+            with pytest.raises(Invalid, match="multiple"):
+                await volumes.resize("demo", MIB + 512)
+
+        run(test)
+
+    def test_a_map_that_changed_in_between_is_not_overwritten(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await volumes.create("demo", MIB)
+            room.store.before = lambda store: split(store, record.id, 1024)
+            with pytest.raises(Conflict):
+                await volumes.resize("demo", 2 * MIB)
+            assert [(start, placement.end_lba) for start, placement in await volumes.map_of("demo")] == [
+                (0, 1024),
+                (1024, 2048),
+            ]
+
+        run(test)
+
+
+async def split(store: Store, volume_id: str, at_lba: int, owner: str = "one") -> None:
+    """Divide the volume's only range at this LBA, as a migration would."""
+    item = await store.get(map_key(volume_id, 0))
+    assert item is not None
+    whole = msgspec.json.decode(item.value, type=PlacementRecord)
+    front = msgspec.structs.replace(whole, end_lba=at_lba)
+    back = msgspec.structs.replace(whole, owner=owner)
+    result = await store.transact(
+        [Compare(item.key, item.mod_revision)],
+        [Put(item.key, encode(front)), Put(map_key(volume_id, at_lba), encode(back))],
+    )
+    assert result.succeeded
+
+
+class TestDelete:
+    def test_state_first_then_data_then_keys(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await volumes.create("demo", MIB)
+            await room.store.transact([], [Put(reservations_key(record.id), encode(ReservationsRecord(generation=1)))])
+            assert (await volumes.delete("demo")).state == DELETING
+            assert volume_key(record.id) in await room.keys()
+            assert (await volumes.delete("demo")).state == DELETING
+            assert await volumes.forget(record.id, "one")
+            assert await room.keys() == []
+            assert await volumes.forget(record.id, "one")
+            assert (await volumes.create("demo", MIB)).id != record.id
+
+        run(test)
+
+    def test_while_it_is_being_deleted(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            await volumes.create("demo", MIB)
+            await volumes.delete("demo")
+            for call in (volumes.create("demo", MIB), volumes.create("DEMO", MIB)):
+                with pytest.raises(Conflict, match="still being deleted"):
+                    await call
+            with pytest.raises(Conflict, match="being deleted"):
+                await volumes.resize("demo", 2 * MIB)
+            with pytest.raises(Conflict, match="being deleted"):
+                await volumes.change("demo", read_only=True)
+
+        run(test)
+
+    def test_sessions_hinder_it_unless_forced(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await volumes.create("demo", MIB)
+            room.sessions[record.id] = 2
+            with pytest.raises(Conflict, match="2 sessions are logged in"):
+                await volumes.delete("demo")
+            assert (await volumes.named("demo")).state == "ready"
+            assert (await volumes.delete("demo", force=True)).state == DELETING
+
+        run(test)
+
+    def test_a_volume_that_is_not_being_deleted_is_not_forgotten(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await volumes.create("demo", MIB)
+            with pytest.raises(Conflict, match="is not being deleted"):
+                await volumes.forget(record.id, "one")
+            assert await volumes.named("demo") == record
+
+        run(test)
+
+    def test_the_last_holder_removes_the_tombstone(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await volumes.create("demo", MIB)
+            await split(room.store, record.id, 1024, owner="two")
+            await volumes.delete("demo")
+            assert not await volumes.forget(record.id, "one")
+            assert not await volumes.forget(record.id, "one")
+            assert [key for key in await room.keys() if key.startswith("maps/")] == [map_key(record.id, 1024)]
+            assert (await volumes.named("demo")).state == DELETING
+            assert await volumes.forget(record.id, "two")
+            assert await room.keys() == []
+
+        run(test)
+
+    def test_forgetting_is_redone_if_the_map_changed_in_between(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await volumes.create("demo", MIB)
+            await volumes.delete("demo")
+            room.store.before = lambda store: split(store, record.id, 1024)
+            assert not await volumes.forget(record.id, "one")
+            assert await volumes.forget(record.id, "one")
+            assert await room.keys() == []
+
+        run(test)
+
+    @pytest.mark.parametrize("steps", [0, 1, 2])
+    def test_a_deletion_interrupted_anywhere_can_be_completed(self, steps: int) -> None:
+        """Each prefix of the steps leaves a state from which the same steps end the same way."""
+
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await volumes.create("demo", MIB)
+            if steps > 0:
+                await volumes.delete("demo")
+            if steps > 1:
+                await volumes.forget(record.id, "one")
+            if steps < 2:
+                await volumes.delete("demo")
+            assert await volumes.forget(record.id, "one")
+            assert await room.keys() == []
+
+        run(test)
+
+
+def test_unknown_options_are_a_bug_of_the_caller() -> None:
+    async def test(room: Room, volumes: Volumes) -> None:
+        await volumes.create("demo", MIB)
+        with pytest.raises(TypeError, match="size_bytes"):
+            await volumes.change("demo", size_bytes=1)  # type: ignore[call-arg]
+        with pytest.raises(TypeError):
+            await volumes.change("demo", id="0")  # type: ignore[call-arg]
+
+    run(test)
+
+
+def test_deleting_a_key_by_hand_is_no_tombstone() -> None:
+    """A missing record never counts as permission to forget map entries."""
+
+    async def test(room: Room, volumes: Volumes) -> None:
+        record = await volumes.create("demo", MIB)
+        await room.store.transact([], [Delete(volume_key(record.id))])
+        await volumes.forget(record.id, "one")
+        assert map_key(record.id, 0) in await room.keys()
+
+    run(test)
