@@ -22,8 +22,6 @@ from san_target.session.host import Arena
 from san_target.wire.framer import OWN_BUFFER_BYTES
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from san_target.session.parameters import TargetLimits
     from san_target.session.session import Session
     from san_target.session.target import Directory
@@ -122,14 +120,15 @@ class PortalConnection:
             except OSError as error:
                 self._lost(error)
                 return
-            if sent < sum(map(len, map(memoryview, chunk))):
+            if sent < sum(map(len, chunk)):
                 self._keep(outgoing[start:], sent)
                 self._loop.add_writer(self._socket, self._on_writable)
                 self._progress_s = time.monotonic()
                 return
-        self.arena.used_bytes = 0
+        # Everything taken from the shared arena in this batch has left: other connections took nothing meanwhile.
+        self._server.arena.used_bytes = 0
 
-    def _keep(self, buffers: "list[Buffer]", already_sent: int) -> None:
+    def _keep(self, buffers: list[bytes | memoryview], already_sent: int) -> None:
         """Keep what the network did not take; its memory must then not be used by other connections."""
         for buffer in buffers:
             view = memoryview(buffer)
@@ -139,8 +138,8 @@ class PortalConnection:
             self._unsent.append(view[already_sent:])
             self._unsent_bytes += len(view) - already_sent
             already_sent = 0
-        if self._own_arena is None and self.arena.used_bytes:
-            self._own_arena = self.arena
+        if self._own_arena is None and self._server.arena.used_bytes:
+            self.arena = self._own_arena = self._server.arena
             self._server.replace_arena()
         if self._unsent_bytes > UNSENT_BYTES_MAX:
             self._pause_reading()
@@ -199,10 +198,8 @@ class PortalConnection:
         shared = self._server.receive_buffer
         try:
             buffers = framer.buffers(shared)
-            if len(buffers) == 1:
-                count = self._socket.recv_into(buffers[0])
-            else:
-                count = self._socket.recvmsg_into(buffers)[0]
+            # recv_into is the cheaper call; two buffers are needed only while a large PDU is under way.
+            count = self._socket.recv_into(buffers[0]) if len(buffers) == 1 else self._socket.recvmsg_into(buffers)[0]
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:

@@ -16,8 +16,6 @@ from san_target.wire.hot import HEADER
 from san_target.wire.opcodes import IMMEDIATE, REJECT
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
     from san_target.session.host import Host
 
 _PADDING: Final = (b"", b"\0\0\0", b"\0\0", b"\0")
@@ -32,7 +30,7 @@ class Sequencer:
         self.limits = limits
         self.parameters = Parameters(max_recv_data_segment_length=limits.max_recv_data_segment_length)
         self.framer = Framer(limits.max_recv_data_segment_length)
-        self.outgoing: list[Buffer] = []
+        self.outgoing: list[bytes | memoryview] = []
         self.answers = 0  # answers in `outgoing`
         self.stat_sn = 1
         self.exp_cmd_sn = 1
@@ -58,7 +56,7 @@ class Sequencer:
         """A non-immediate command has ended: the initiator may send one more."""
         self.max_cmd_sn = self.max_cmd_sn + 1 & _MASK
 
-    def send(self, bhs: bytes, data: "Buffer" = b"") -> None:
+    def send(self, bhs: bytes, data: bytes | memoryview = b"") -> None:
         """Queue one PDU without AHS, with padding and digests as negotiated; `data` must stay unchanged until sent."""
         if self.trace is not None:
             self.trace("out", bhs)
@@ -76,11 +74,11 @@ class Sequencer:
                 outgoing.append(digest(data, padding))
         self.answers += 1
 
-    def send_status(self, opcode: int, data: "Buffer" = b"", **fields: object) -> None:
+    def send_status(self, opcode: int, data: bytes | memoryview = b"", **fields: object) -> None:
         """Queue a rare PDU that carries status: it takes the next StatSN."""
         bhs = pdus.build(
             opcode,
-            data_segment_length=len(memoryview(data)),
+            data_segment_length=len(data),
             stat_sn=self.take_stat_sn(),
             exp_cmd_sn=self.exp_cmd_sn,
             max_cmd_sn=self.max_cmd_sn,

@@ -134,6 +134,15 @@ class Guest:
         parts = [self._directory / "console", self._directory / "qemu.log"]
         return "".join(part.read_text(errors="replace") for part in parts if part.exists())
 
+    def diagnosis(self) -> str:
+        """What to look at when a test with this guest fails: the console, and the kernel's log if it still answers."""
+        if not self.alive:
+            return self.console
+        try:
+            return self.console + self.run("dmesg | tail -n 60", timeout=10).output
+        except GuestDied:
+            return self.console
+
     def boot(self) -> None:
         """Start the machine and wait until it takes commands. GuestDied with its console otherwise."""
         assert not self.alive, "the guest runs already"
@@ -240,6 +249,21 @@ class Guest:
         """Write a file in the guest, executable."""
         encoded = base64.b64encode(content.encode()).decode()
         self.check(f"base64 -d <<<{encoded} >{path} && chmod 755 {path}")
+
+    def forget_targets(self) -> None:
+        """Unmount, log out everywhere and forget every record, so that the next test starts from nothing.
+
+        A session whose target is gone would hold this up for minutes: such a machine is ended instead.
+        """
+        commands = (
+            "umount /mnt",
+            "iscsiadm -m node -u",
+            "iscsiadm -m node -o delete",
+            "rm -rf /etc/iscsi/ifaces/*",
+            '[ -z "$(ls /sys/class/iscsi_session)" ]',
+        )
+        if self.run("; ".join(commands), timeout=30).status != 0:
+            self.kill()
 
     def kill(self) -> None:
         """End the machine at once, as a power loss would."""
