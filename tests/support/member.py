@@ -1,0 +1,74 @@
+"""A member of san-target as its operator runs it: `san-target serve` and the other commands, as processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.support.target import PLAIN, Chap, Options, Target, Volume, free_port
+
+COMMAND = Path(sys.executable).with_name("san-target")
+
+
+class Member(Target):
+    """One member with a pool and a SQLite store in `directory`, on free loopback ports."""
+
+    name = "san-target"
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        super().__init__(directory)
+        self._options = options
+        self.peer = f"127.0.0.1:{free_port()}"
+        self.admin = f"127.0.0.1:{free_port()}"
+        self.pool = directory / "pool"
+
+    @property
+    def api(self) -> str:
+        return f"http://{self.admin}"
+
+    def _command(self) -> Sequence[str]:
+        ports = ["--portal", self.portal, "--peer", self.peer, "--admin", self.admin]
+        where = ["--dir", str(self.pool), "--store", f"sqlite://{(self.directory / 'store.db').resolve()}"]
+        return [str(COMMAND), "serve", "--name", "m0", *where, *ports, *self._options]
+
+    def _is_ready(self) -> bool:
+        return any(line.split()[:1] == ["ready"] for line in self.log_since_start().splitlines())
+
+    def command(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a `san-target` command against this member's API; any exit status."""
+        words = [str(COMMAND), "--api", self.api, *arguments]
+        return subprocess.run(words, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+    def check(self, *arguments: str) -> str:
+        """The output of a `san-target` command that must succeed."""
+        done = self.command(*arguments)
+        assert done.returncode == 0, f"san-target {' '.join(arguments)}: status {done.returncode}\n{done.stderr}"
+        return done.stdout
+
+    def json(self, *arguments: str) -> Any:
+        """The document that a command prints with --json."""
+        return json.loads(self.check(*arguments, "--json"))
+
+    def create_volume(self, name: str, size_bytes: int, options: Options = PLAIN) -> Volume:
+        words = ["--size", str(size_bytes), "--block-size", str(options.block_size)]
+        words += ["--chap", self._credentials(name, options.chap)] if options.chap else []
+        words += ["--mutual-chap", self._credentials(name, options.mutual_chap)] if options.mutual_chap else []
+        words += ["--read-only"] if options.read_only else []
+        words += ["--removable"] if options.removable else []
+        self.check("volume", "create", name, *words)
+        shown = self.json("volume", "show", name)
+        return Volume(name, shown["iqn"], 0, self.portal, shown["size_bytes"], options)
+
+    def _credentials(self, volume: str, chap: Chap) -> str:
+        secret_file = self.directory / f"{volume}-{chap.user}.secret"
+        secret_file.write_text(chap.secret + "\n")
+        secret_file.chmod(0o600)
+        return f"{chap.user}:{secret_file}"
+
+    def backing_file(self, volume: Volume) -> Path:
+        found = self.json("volume", "show", volume.name)["id"]
+        return self.pool / "volumes" / f"{found}.blocks"
