@@ -1,0 +1,219 @@
+"""A member in memory with the real rules of administration, for tests of the API and of the commands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from san_target.admin.service import (
+    ChapUser,
+    Counters,
+    GroupStatus,
+    Health,
+    MapEntry,
+    Member,
+    Pool,
+    Portal,
+    PortalPolicy,
+    Session,
+    TraceSink,
+    Volume,
+    VolumeChanges,
+    VolumeCounters,
+    VolumeSpec,
+)
+from san_target.group.errors import Conflict, Invalid, NotFound
+
+INITIATOR = "iqn.1993-08.org.debian:01:host"
+
+
+class FakeService:
+    """Volumes and sessions live in dicts; secrets are kept apart, as a real member keeps them."""
+
+    def __init__(self, name: str = "m1", admin: str = "127.0.0.1:3280") -> None:
+        self.name = name
+        self.admin = admin
+        self.policy: PortalPolicy = "none"
+        self.secrets: dict[str, list[ChapUser]] = {}
+        self.sinks: dict[str, TraceSink] = {}
+        self.failure: Exception | None = None
+        self.health_value = Health(status="ok")
+        self.counters_value = Counters()
+        self._volumes: dict[str, Volume] = {}
+        self._sessions: dict[str, Session] = {}
+
+    def log_in(self, volume: str, initiator: str = INITIATOR) -> Session:
+        """What a login at a portal does."""
+        number = len(self._sessions) + 1
+        session = Session(
+            id=f"{self.name}-{number}",
+            initiator=initiator,
+            isid="00023d000001",
+            volume=volume,
+            member=self.name,
+            address=f"127.0.0.1:{50000 + number}",
+            since="2026-01-31T12:00:00Z",
+            iops=120.5,
+            bytes_per_second=4096.0,
+            owners={self.name: 1.0},
+        )
+        self._sessions[session.id] = session
+        return session
+
+    async def group_status(self) -> GroupStatus:
+        self._fail()
+        members = await self.members()
+        return GroupStatus(
+            id="8d6f0d4c",
+            name="demo",
+            state="ok",
+            portal_group_tag=1,
+            policy=self.policy,
+            store="sqlite:///var/lib/san-target/store.db",
+            members=members,
+            volumes=len(self._volumes),
+            sessions=len(self._sessions),
+            size_bytes=sum(volume.size_bytes for volume in self._volumes.values()),
+            allocated_bytes=0,
+            capacity_bytes=members[0].pool.capacity_bytes,
+            free_bytes=members[0].pool.free_bytes,
+        )
+
+    async def members(self) -> tuple[Member, ...]:
+        self._fail()
+        return (
+            Member(
+                name=self.name,
+                state="active",
+                incarnation=1,
+                portals=("127.0.0.1:3260",),
+                admin=self.admin,
+                volumes=len(self._volumes),
+                sessions=len(self._sessions),
+                pool=Pool(directory="/pool", capacity_bytes=1 << 40, free_bytes=1 << 39),
+            ),
+        )
+
+    async def member(self, name: str) -> Member:
+        for member in await self.members():
+            if member.name == name:
+                return member
+        raise NotFound(f"there is no member {name!r}")
+
+    async def volumes(self) -> tuple[Volume, ...]:
+        self._fail()
+        return tuple(self._shown(volume) for _, volume in sorted(self._volumes.items()))
+
+    async def volume(self, name: str) -> Volume:
+        return self._shown(self._find(name))
+
+    async def create_volume(self, spec: VolumeSpec) -> Volume:
+        if spec.name in self._volumes:
+            raise Conflict(f"volume {spec.name!r} exists")
+        if spec.copies != 1:
+            raise Invalid("this version keeps one copy")
+        for member in spec.members:
+            await self.member(member)
+        self._check_size(spec.size_bytes, spec.block_size)
+        values = msgspec.structs.asdict(spec) | _users(spec)
+        values["members"] = spec.members or (self.name,)
+        iqn = f"iqn.2026-01.example.san:{spec.name}"
+        self.secrets[spec.name] = [*spec.chap, *([spec.mutual_chap] if spec.mutual_chap else [])]
+        self._volumes[spec.name] = Volume(id=spec.name.encode().hex(), iqn=iqn, sessions=(), **values)
+        return await self.volume(spec.name)
+
+    async def change_volume(self, name: str, changes: VolumeChanges) -> Volume:
+        volume = self._find(name)
+        given = {key: value for key, value in msgspec.structs.asdict(changes).items() if value is not msgspec.UNSET}
+        given |= {key: value for key, value in _users(changes).items() if key in given}
+        if given.get("mutual_chap") and not given.get("chap", volume.chap):
+            raise Invalid("mutual CHAP needs a CHAP user for the initiator too")
+        self._volumes[name] = msgspec.structs.replace(volume, **given)
+        return await self.volume(name)
+
+    async def resize_volume(self, name: str, size_bytes: int, force: bool) -> Volume:
+        volume = self._find(name)
+        self._check_size(size_bytes, volume.block_size)
+        if size_bytes < volume.size_bytes and not force:
+            raise Conflict(f"volume {name!r} would lose data: give --force to make it smaller")
+        self._volumes[name] = msgspec.structs.replace(volume, size_bytes=size_bytes)
+        return await self.volume(name)
+
+    async def delete_volume(self, name: str, force: bool) -> None:
+        volume = self._shown(self._find(name))
+        if volume.sessions and not force:
+            raise Conflict(f"volume {name!r} has {len(volume.sessions)} sessions")
+        for session in volume.sessions:
+            del self._sessions[session.id]
+        del self._volumes[name]
+
+    async def volume_map(self, name: str) -> tuple[MapEntry, ...]:
+        volume = self._find(name)
+        return (MapEntry(start_lba=0, end_lba=volume.size_bytes // volume.block_size, owner=self.name, generation=7),)
+
+    async def portals(self) -> tuple[Portal, ...]:
+        self._fail()
+        return (
+            Portal(
+                address="127.0.0.1:3260",
+                advertised="127.0.0.1:3260",
+                member=self.name,
+                portal_group_tag=1,
+                policy=self.policy,
+                sessions=len(self._sessions),
+            ),
+        )
+
+    async def set_portal_policy(self, policy: PortalPolicy) -> tuple[Portal, ...]:
+        self.policy = policy
+        return await self.portals()
+
+    async def sessions(self) -> tuple[Session, ...]:
+        self._fail()
+        return tuple(self._sessions.values())
+
+    async def drop_session(self, session_id: str) -> None:
+        if self._sessions.pop(session_id, None) is None:
+            raise NotFound(f"there is no session {session_id!r}")
+
+    def set_trace(self, session_id: str, sink: TraceSink | None) -> None:
+        if sink is None:
+            self.sinks.pop(session_id, None)
+        elif session_id in self._sessions:
+            self.sinks[session_id] = sink
+        else:
+            raise NotFound(f"there is no session {session_id!r}")
+
+    def counters(self) -> Counters:
+        volumes = tuple(VolumeCounters(volume=name, size_bytes=v.size_bytes) for name, v in self._volumes.items())
+        return msgspec.structs.replace(self.counters_value, sessions=len(self._sessions), volumes=volumes)
+
+    def health(self) -> Health:
+        return self.health_value
+
+    def _fail(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+    def _find(self, name: str) -> Volume:
+        if name not in self._volumes:
+            raise NotFound(f"there is no volume {name!r}")
+        return self._volumes[name]
+
+    def _shown(self, volume: Volume) -> Volume:
+        sessions = tuple(session for session in self._sessions.values() if session.volume == volume.name)
+        return msgspec.structs.replace(volume, sessions=sessions)
+
+    def _check_size(self, size_bytes: int, block_size: int) -> None:
+        if size_bytes % block_size:
+            raise Invalid(f"size {size_bytes} is no multiple of the block size {block_size}")
+
+
+def _users(given: VolumeSpec | VolumeChanges) -> dict[str, Any]:
+    """The CHAP rules as they are shown: user names without secrets."""
+    chap, mutual = given.chap, given.mutual_chap
+    return {
+        "chap": chap if chap is msgspec.UNSET else tuple(user.user for user in chap),
+        "mutual_chap": mutual.user if isinstance(mutual, ChapUser) else mutual,
+    }

@@ -1,0 +1,172 @@
+"""Every operation's answers, good and bad, fit the OpenAPI document; the document lists every route."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from san_target.admin.openapi import API_PREFIX
+from san_target.admin.operations import OPERATIONS, Operation
+from tests.unit.admin.client import AppClient
+from tests.unit.admin.fake_service import FakeService
+from tests.unit.admin.schema_check import mismatches
+
+SIZE = 1 << 20
+SPEC = {
+    "name": "disk",
+    "size_bytes": SIZE,
+    "allow": ["iqn.1993-08.org.debian:01:host"],
+    "chap": [{"user": "host", "secret": "a secret of the host"}],
+    "mutual_chap": {"user": "san", "secret": "a secret of the san"},
+}
+
+# Operation -> (path, body, query) of a request that succeeds once `disk` exists and has the session m1-1.
+GOOD: dict[str, tuple[str, Any, str]] = {
+    "group_status": ("/group", None, ""),
+    "list_members": ("/members", None, ""),
+    "show_member": ("/members/m1", None, ""),
+    "list_volumes": ("/volumes", None, ""),
+    "create_volume": ("/volumes", {"name": "other", "size_bytes": 4096, "block_size": 4096}, ""),
+    "show_volume": ("/volumes/disk", None, ""),
+    "change_volume": ("/volumes/disk", {"read_only": True, "mutual_chap": None}, ""),
+    "delete_volume": ("/volumes/disk", None, "?force=true"),
+    "resize_volume": ("/volumes/disk/resize", {"size_bytes": 2 * SIZE}, ""),
+    "volume_map": ("/volumes/disk/map", None, ""),
+    "list_portals": ("/portals", None, ""),
+    "show_portal": ("/portals/127.0.0.1:3260", None, ""),
+    "change_portals": ("/portals", {"policy": "least-loaded"}, ""),
+    "list_sessions": ("/sessions", None, ""),
+    "show_session": ("/sessions/m1-1", None, ""),
+    "drop_session": ("/sessions/m1-1", None, ""),
+    "start_trace": ("/sessions/m1-1/trace", {"seconds": 5}, ""),
+    "read_trace": ("/sessions/m1-1/trace", None, "?after=0"),
+    "stop_trace": ("/sessions/m1-1/trace", None, ""),
+}
+# Operation -> (path, body, query, status) of requests that are refused.
+BAD: list[tuple[str, str, Any, str, int]] = [
+    ("show_member", "/members/m9", None, "", 404),
+    ("create_volume", "/volumes", SPEC, "", 409),
+    ("create_volume", "/volumes", {"name": "x", "size_bytes": 4096, "members": ["m9"]}, "", 404),
+    ("create_volume", "/volumes", {"name": "x", "size_bytes": 513}, "", 400),
+    ("create_volume", "/volumes", {"name": "x", "size_bytes": 512, "copies": 2}, "", 400),
+    ("show_volume", "/volumes/none", None, "", 404),
+    ("change_volume", "/volumes/none", {}, "", 404),
+    ("delete_volume", "/volumes/none", None, "", 404),
+    ("delete_volume", "/volumes/disk", None, "", 409),
+    ("delete_volume", "/volumes/disk", None, "?force=yes", 400),
+    ("resize_volume", "/volumes/none/resize", {"size_bytes": 512}, "", 404),
+    ("resize_volume", "/volumes/disk/resize", {"size_bytes": 512}, "", 409),
+    ("resize_volume", "/volumes/disk/resize", {"size_bytes": 513}, "", 400),
+    ("volume_map", "/volumes/none/map", None, "", 404),
+    ("change_portals", "/portals", {"policy": "random"}, "", 400),
+    ("show_portal", "/portals/10.0.0.1:3260", None, "", 404),
+    ("show_session", "/sessions/m1-9", None, "", 404),
+    ("drop_session", "/sessions/m1-9", None, "", 404),
+    ("start_trace", "/sessions/m1-9/trace", {}, "", 404),
+    ("start_trace", "/sessions/m1-1/trace", {"seconds": 0}, "", 400),
+    ("read_trace", "/sessions/m1-9/trace", None, "", 404),
+    ("read_trace", "/sessions/m1-1/trace", None, "?after=-1", 400),
+    ("stop_trace", "/sessions/m1-9/trace", None, "", 404),
+]
+BY_NAME = {operation.name: operation for operation in OPERATIONS}
+
+
+def ask(client: AppClient, operation: Operation, path: str, body: Any, query: str) -> Any:
+    return client.request(operation.method, API_PREFIX + path + query, json=body)
+
+
+def prepare(client: AppClient, service: FakeService) -> None:
+    """The volume `disk` with the session m1-1, which is traced."""
+    assert client.post(f"{API_PREFIX}/volumes", json=SPEC).status_code == 201
+    service.log_in("disk")
+    assert client.post(f"{API_PREFIX}/sessions/m1-1/trace", json={}).status_code == 201
+
+
+def documented(document: dict[str, Any], operation: Operation, status: int) -> dict[str, Any]:
+    responses = document["paths"][API_PREFIX + operation.path][operation.method.lower()]["responses"]
+    assert str(status) in responses, f"{operation.name} answered {status}, which is not documented"
+    response: dict[str, Any] = responses[str(status)]
+    return response
+
+
+def check_answer(document: dict[str, Any], operation: Operation, answer: Any) -> None:
+    response = documented(document, operation, answer.status_code)
+    if "content" not in response:
+        assert answer.content == b""
+        return
+    assert answer.headers["content-type"] == "application/json"
+    schema = response["content"]["application/json"]["schema"]
+    assert mismatches(answer.json(), schema, document["components"]["schemas"]) == []
+
+
+@pytest.fixture
+def document(client: AppClient) -> dict[str, Any]:
+    answer = client.get(f"{API_PREFIX}/openapi.json")
+    assert answer.status_code == 200
+    parsed: dict[str, Any] = answer.json()
+    return parsed
+
+
+def test_every_operation_has_a_good_request() -> None:
+    assert GOOD.keys() == BY_NAME.keys()
+
+
+def test_document_has_exactly_the_operations(document: dict[str, Any]) -> None:
+    described = {
+        (method.upper(), path, value["operationId"])
+        for path, methods in document["paths"].items()
+        for method, value in methods.items()
+    }
+    assert described == {(one.method, API_PREFIX + one.path, one.name) for one in OPERATIONS}
+    assert document["openapi"] == "3.1.0"
+
+
+@pytest.mark.parametrize("name", sorted(GOOD))
+def test_success_fits_the_document(
+    name: str, client: AppClient, service: FakeService, document: dict[str, Any]
+) -> None:
+    prepare(client, service)
+    operation = BY_NAME[name]
+    path, body, query = GOOD[name]
+    answer = ask(client, operation, path, body, query)
+    assert answer.status_code == operation.status, answer.text
+    check_answer(document, operation, answer)
+
+
+@pytest.mark.parametrize(("name", "path", "body", "query", "status"), BAD)
+def test_refusal_fits_the_document(
+    name: str,
+    path: str,
+    body: Any,
+    query: str,
+    status: int,
+    client: AppClient,
+    service: FakeService,
+    document: dict[str, Any],
+) -> None:
+    prepare(client, service)
+    answer = ask(client, BY_NAME[name], path, body, query)
+    assert answer.status_code == status, answer.text
+    check_answer(document, BY_NAME[name], answer)
+    assert answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("name", sorted(name for name in GOOD if GOOD[name][1] is not None))
+def test_request_bodies_fit_the_document(name: str, document: dict[str, Any]) -> None:
+    operation = BY_NAME[name]
+    described = document["paths"][API_PREFIX + operation.path][operation.method.lower()]
+    schema = described["requestBody"]["content"]["application/json"]["schema"]
+    assert mismatches(GOOD[name][1], schema, document["components"]["schemas"]) == []
+    assert mismatches({"surprise": 1}, schema, document["components"]["schemas"]) != []
+
+
+def test_checker_sees_a_wrong_answer(document: dict[str, Any]) -> None:
+    """The checker itself can fail: a volume without a name, and one with a text for a size."""
+    schema = {"$ref": "#/components/schemas/Volume"}
+    components = document["components"]["schemas"]
+    volume = {"id": "1", "name": "d", "iqn": "i", "size_bytes": 1, "block_size": 512, "members": [], "sessions": []}
+    assert mismatches(volume, schema, components) == []
+    assert mismatches({**volume, "size_bytes": "1"}, schema, components) != []
+    del volume["name"]
+    assert mismatches(volume, schema, components) != []
