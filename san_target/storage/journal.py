@@ -63,9 +63,10 @@ class Journal:
         return slots * _SLOT_BYTES
 
     def write(self, volume_id: str, place: "BlocksFile", offset_bytes: int, data: "Buffer") -> None:
-        """Write `data` (at most DATA_BYTES_MAX) to `place`, all or nothing, durably. StorageError: see above.
+        """Write `data` (at most DATA_BYTES_MAX) to `place`, all or nothing, durably.
 
-        After StorageFull, StorageReadOnly or a StorageFault that left `place` in service, nothing has changed.
+        StorageError: nothing has changed, or `place` is out of service (`place.failed`) until it is opened again,
+        after a replay.
         """
         payload = bytes(data)
         if not 0 < len(payload) <= DATA_BYTES_MAX:
@@ -90,7 +91,7 @@ class Journal:
         except StorageError as error:
             # Even a failed write of the slot may have left a whole one on the disk.
             place.fail(f"an atomic write was interrupted ({error}), which a restart completes")
-            raise
+            raise StorageFault(offset_bytes, f"an atomic write was interrupted ({error})", True) from error
 
     def replay(self, find: "Callable[[str, int, int], BlocksFile | None]") -> int:
         """Complete every interrupted write and free its slot; the number of writes completed.

@@ -5,6 +5,7 @@
     journal              the intent journal of atomic writes
     volumes/<id>.blocks  one sparse file per volume, with the volume's own offsets
     volumes/<id>.held    which ranges of it are really here (records.HeldRecord)
+    volumes/<id>.deleting    the same record, once the volume's deletion has begun
 
 A hole in a .blocks file never means "not held": only the .held record tells. So a pool refuses a store it does not
 belong to, or one that is older than what it has seen (a restored backup would claim ranges that have moved away), and
@@ -90,8 +91,15 @@ class Pool:
             )
         else:
             self._record = PoolRecord(pool_id=secrets.token_hex(16), group_id=group_id, revision=store_revision)
-        self._write_pool_record(store_revision)
+        try:
+            self._write_pool_record(store_revision)
+        except OSError as error:
+            # A full pool must be able to start, else nobody could free space in it. The guard is then a little older.
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not path.exists():
+                raise
         records.sync_directory(self.directory)
+        for path in sorted(self._volumes_directory.glob("*.deleting")):
+            self._remove(path.stem)
         for path in sorted(self._volumes_directory.glob("*.held")):
             try:
                 self._open_volume(path)
@@ -112,23 +120,23 @@ class Pool:
                 "its own directory"
             ) from None
         self._lock_descriptor = descriptor
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # only the message above misses it
+                raise
 
     def _write_pool_record(self, revision: int) -> None:
         record = self._opened()
-        self._record = PoolRecord(
-            pool_id=record.pool_id, group_id=record.group_id, revision=max(record.revision, revision)
-        )
-        records.write_durably(self.directory / "pool.json", records.encode(self._record))
+        newer = PoolRecord(pool_id=record.pool_id, group_id=record.group_id, revision=max(record.revision, revision))
+        records.write_durably(self.directory / "pool.json", records.encode(newer))
+        self._record = newer
 
     def _open_volume(self, path: Path) -> None:
         record = records.decode(HeldRecord, path.read_bytes(), path)
         if record.volume_id != path.stem:
             raise PoolError(f"{path} belongs to volume {record.volume_id}; restore it from a backup of the pool")
-        if record.state == records.DELETING:
-            self._remove(record.volume_id)
-            return
         blocks_path = path.with_suffix(".blocks")
         if not blocks_path.exists():
             raise PoolError(
@@ -355,23 +363,16 @@ class Pool:
             return  # deleted before; a repeated deletion is harmless
         if volume is not None:
             volume.file.close()
-            record = volume.record
-            self._write_held(
-                HeldRecord(
-                    volume_id=volume_id,
-                    size_bytes=record.size_bytes,
-                    block_size=record.block_size,
-                    held=(),
-                    state=records.DELETING,
-                )
-            )
+        # A rename, for it needs no space: deleting is the way out of a full pool.
+        os.replace(self._path(volume_id, "held"), self._path(volume_id, "deleting"))
+        records.sync_directory(self._volumes_directory)
         self._remove(volume_id)
 
     def _remove(self, volume_id: str) -> None:
         """The record goes last: until then the deletion is known to be under way."""
         self._path(volume_id, "blocks").unlink(missing_ok=True)
         records.sync_directory(self._volumes_directory)
-        self._path(volume_id, "held").unlink(missing_ok=True)
+        self._path(volume_id, "deleting").unlink()
         records.sync_directory(self._volumes_directory)
 
     def _note_generations(self, held: Sequence[HeldRange]) -> None:

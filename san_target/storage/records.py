@@ -16,9 +16,6 @@ FORMAT = 1
 HELD = "held"
 """The state of a range whose blocks are complete here. Any other state means: do not serve."""
 
-READY = "ready"
-DELETING = "deleting"
-
 
 class PoolError(Exception):
     """The pool, or one volume in it, cannot be used; the message tells the operator what to do."""
@@ -50,7 +47,6 @@ class HeldRecord(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     block_size: int
     held: tuple[HeldRange, ...]
-    state: str = READY
 
 
 class _Format(msgspec.Struct):

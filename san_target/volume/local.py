@@ -1,0 +1,378 @@
+"""The part of a volume that lies in this member's pool: blocks in a file, under range locks.
+
+What is done at once, inside one call of the event loop, needs no lock, but must not run into one. Everything else is
+a job for a thread, which holds a range lock until the job has ended, even if its awaiter is gone: shared for reads,
+exclusive for changes. So a thread never sees, nor leaves, half of somebody else's write.
+
+A buffer given to a call must stay unchanged until the call ends; if the call is cancelled, until `drain` returns.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
+
+from san_target.storage.interface import StorageError, StorageFault, StorageFull, StorageReadOnly
+from san_target.storage.journal import ATOMIC_BLOCKS_MAX
+from san_target.volume.device import (
+    Extent,
+    MediumError,
+    OutOfSpace,
+    Unavailable,
+    VolumeError,
+    WriteProtected,
+)
+from san_target.volume.range_locks import RangeLock, RangeLocks
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from san_target.storage.interface import BlocksFile
+    from san_target.storage.journal import Journal
+    from san_target.storage.threads import Threads
+    from san_target.volume.router import Router
+
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
+
+_INLINE_BYTES_MAX: Final = 1 << 16
+_FILL_BYTES: Final = 1 << 20
+HANDOVER_S: Final = 5.0
+
+
+class LocalBlocks:
+    """A BlockDevice over a file. `router` tells which blocks are served; whoever changes the map replaces it."""
+
+    def __init__(
+        self,
+        volume_id: str,
+        block_size: int,
+        blocks: int,
+        file: "BlocksFile",
+        router: "Router",
+        threads: "Threads",
+        journal: "Journal | None",
+        write_through: bool,
+    ) -> None:
+        self.block_size: Final = block_size
+        self.blocks = blocks
+        self.router = router
+        self.locks: Final = RangeLocks()
+        self._volume_id = volume_id
+        self._file = file
+        self._threads = threads
+        self._journal = journal
+        self._write_through = write_through
+        self._handed_over: dict[tuple[int, int], tuple[RangeLock, asyncio.TimerHandle]] = {}
+        # Changes that ended and may still be in the page cache only; how many of them the last good flush covered.
+        self._changes = 1
+        self._changes_flushed = 0
+        self._flush_running: asyncio.Task[None] | None = None
+        self._flush_next: asyncio.Task[None] | None = None
+
+    # At once ----------------------------------------------------------------------------------------------------------
+
+    def try_read_into(self, lba: int, blocks: int, into: memoryview) -> bool:
+        if not self.router.serves(lba, blocks) or self.locks.conflicts(lba, blocks, False):
+            return False
+        return self._file.try_read_into(lba * self.block_size, into)
+
+    def try_write(self, lba: int, blocks: int, data: "Buffer") -> bool:
+        if lba + blocks > self.blocks:
+            raise AssertionError(f"a write to blocks {lba}+{blocks} of {self.blocks}")
+        if self._write_through or not (self.router.whole or self.router.serves(lba, blocks)):
+            return False
+        if not self.locks.idle and self.locks.conflicts(lba, blocks, True):
+            return False
+        written = self._file.try_write(lba * self.block_size, data)
+        if written == blocks * self.block_size:
+            self._changes += 1
+            return True
+        if written:
+            self._changes += 1
+            self._hand_over(lba, blocks)
+        return False
+
+    def _hand_over(self, lba: int, blocks: int) -> None:
+        """Keep everybody away from a half-written range until `write` writes it whole.
+
+        Without this, another write could come between the two, and readers would see the first, the second, and the
+        first again. A caller who never calls `write` (it says then that the blocks are undefined) gives up the range.
+        """
+        lock = self.locks.try_acquire(lba, blocks, True)
+        if lock is None:
+            raise AssertionError(f"blocks {lba}+{blocks} were locked during a write at once")
+        key = (lba, blocks)
+        timer = asyncio.get_running_loop().call_later(HANDOVER_S, self._give_up, key)
+        self._handed_over[key] = (lock, timer)
+
+    def _give_up(self, key: tuple[int, int]) -> None:
+        lock, _timer = self._handed_over.pop(key)
+        self.locks.release(lock)
+
+    def _take_over(self, lba: int, blocks: int) -> RangeLock | None:
+        """The lock that `_hand_over` left. Any write of exactly the range may take it: it overwrites all of it."""
+        handed_over = self._handed_over.pop((lba, blocks), None)
+        if handed_over is None:
+            return None
+        lock, timer = handed_over
+        timer.cancel()
+        return lock
+
+    # Locks and jobs ---------------------------------------------------------------------------------------------------
+
+    async def _lock(self, lba: int, blocks: int, exclusive: bool) -> RangeLock:
+        """Wait for the range; then make sure that it is (still) served."""
+        lock = await self.locks.acquire(lba, blocks, exclusive)
+        if lba + blocks > self.blocks:
+            self.locks.release(lock)
+            raise Unavailable(f"blocks {lba}+{blocks}: the volume was shrunk to {self.blocks} blocks")
+        if not self.router.serves(lba, blocks):
+            self.locks.release(lock)
+            raise self.router.refusal(lba, blocks)
+        return lock
+
+    async def _job(
+        self,
+        lock: RangeLock,
+        slow: bool,
+        changes: bool,
+        function: Callable[[*Arguments], T],
+        *arguments: *Arguments,
+    ) -> T:
+        """Run in a thread, and release the lock when it has ended, however that was.
+
+        changes: the job may leave data that a flush has to care for.
+        """
+        start = self._threads.start_slow if slow else self._threads.start
+        try:
+            future = start(function, *arguments)
+        except BaseException:
+            self.locks.release(lock)
+            raise
+        # Callbacks run in the order they were added: the change is counted before anybody hears that it ended.
+        future.add_done_callback(partial(self._ended, lock, changes))
+        try:
+            return await asyncio.shield(future)
+        except StorageError as error:
+            raise self._meaning(error) from error
+
+    def _ended(self, lock: RangeLock, changes: bool, _future: object) -> None:
+        if changes:
+            self._changes += 1
+        self.locks.release(lock)
+
+    def _meaning(self, error: StorageError) -> VolumeError:
+        if isinstance(error, StorageFull):
+            return OutOfSpace(str(error))
+        if isinstance(error, StorageReadOnly):
+            return WriteProtected(str(error))
+        if isinstance(error, StorageFault):
+            return MediumError(error.offset_bytes // self.block_size, str(error), error.writing)
+        return MediumError(0, str(error))
+
+    async def drain(self) -> None:
+        """Wait until every request that was begun has ended, also those whose awaiters were cancelled."""
+        await self.locks.drain()
+        while flush := self._flush_running or self._flush_next:
+            await asyncio.wait([flush])
+
+    # Reads and writes -------------------------------------------------------------------------------------------------
+
+    async def read(self, lba: int, blocks: int) -> "Buffer":
+        lock = await self._lock(lba, blocks, False)
+        return await self._job(lock, False, False, self._file.read, lba * self.block_size, blocks * self.block_size)
+
+    async def write(self, lba: int, data: "Buffer", durable: bool = False) -> None:
+        view = memoryview(data).cast("B")
+        blocks = len(view) // self.block_size
+        lock = self._take_over(lba, blocks) or await self._lock(lba, blocks, True)
+        durable = durable or self._write_through
+        await self._job(lock, False, not durable, self._file.write, lba * self.block_size, view, durable)
+
+    async def write_same(self, lba: int, blocks: int, block: "Buffer", durable: bool = False) -> None:
+        lock = await self._lock(lba, blocks, True)
+        durable = durable or self._write_through
+        await self._job(lock, True, not durable, self._fill, lba, blocks, bytes(block), durable)
+
+    def _fill(self, lba: int, blocks: int, pattern: bytes, durable: bool) -> None:
+        """In a thread. Zeros need no space: a hole reads as zeros."""
+        offset, length = lba * self.block_size, blocks * self.block_size
+        if pattern.count(0) == len(pattern):
+            self._file.punch(offset, length)
+        else:
+            self._repeat(offset, length, pattern)
+        if durable:
+            self._file.flush()
+
+    def _repeat(self, offset: int, length: int, pattern: bytes) -> None:
+        chunk = memoryview(pattern * max(1, _FILL_BYTES // len(pattern)))
+        for start in range(0, length, len(chunk)):
+            self._file.write(offset + start, chunk[: length - start])
+
+    async def unmap(self, ranges: Sequence[tuple[int, int]]) -> None:
+        for lba, blocks in ranges:
+            if blocks:
+                lock = await self._lock(lba, blocks, True)
+                await self._job(lock, True, True, self._file.punch, lba * self.block_size, blocks * self.block_size)
+        if self._write_through:
+            await self.flush(0, self.blocks)
+
+    # Read, then write: nothing comes between, for the range is locked -------------------------------------------------
+
+    def _read_at_once(self, lba: int, length: int) -> bytearray | None:
+        """Under the lock: small, cached data, without a thread."""
+        if length > _INLINE_BYTES_MAX:
+            return None
+        data = bytearray(length)
+        return data if self._file.try_read_into(lba * self.block_size, memoryview(data)) else None
+
+    async def _finish_write(self, lock: RangeLock, lba: int, data: "Buffer", durable: bool) -> None:
+        """Write under a lock that is already held, at once if possible."""
+        durable = durable or self._write_through
+        length = len(memoryview(data))
+        if not durable and length <= _INLINE_BYTES_MAX:
+            written = self._file.try_write(lba * self.block_size, data)
+            if written:
+                self._changes += 1
+            if written == length:
+                self.locks.release(lock)
+                return
+        await self._job(lock, False, not durable, self._file.write, lba * self.block_size, data, durable)
+
+    async def compare_and_write(self, lba: int, compare: "Buffer", data: "Buffer", durable: bool = False) -> int | None:
+        expected, view = bytes(compare), memoryview(data).cast("B")
+        lock = await self._lock(lba, len(view) // self.block_size, True)
+        durable = durable or self._write_through
+        old = self._read_at_once(lba, len(expected))
+        if old is None:
+            return await self._job(lock, False, not durable, self._compare_and_write, lba, expected, view, durable)
+        if old != expected:
+            self.locks.release(lock)
+            return first_difference(old, expected)
+        await self._finish_write(lock, lba, view, durable)
+        return None
+
+    def _compare_and_write(self, lba: int, expected: bytes, view: memoryview, durable: bool) -> int | None:
+        old = self._file.read(lba * self.block_size, len(expected))
+        if old != expected:
+            return first_difference(old, expected)
+        self._file.write(lba * self.block_size, view, durable)
+        return None
+
+    async def or_write(self, lba: int, data: "Buffer", durable: bool = False) -> None:
+        view = memoryview(data).cast("B")
+        lock = await self._lock(lba, len(view) // self.block_size, True)
+        durable = durable or self._write_through
+        old = self._read_at_once(lba, len(view))
+        if old is None:
+            await self._job(lock, False, not durable, self._or_write, lba, view, durable)
+        else:
+            await self._finish_write(lock, lba, either(old, view), durable)
+
+    def _or_write(self, lba: int, view: memoryview, durable: bool) -> None:
+        old = self._file.read(lba * self.block_size, len(view))
+        self._file.write(lba * self.block_size, either(old, view), durable)
+
+    @property
+    def atomic_blocks_max(self) -> int:
+        return ATOMIC_BLOCKS_MAX if self._journal is not None else 0
+
+    async def write_atomic(self, lba: int, data: "Buffer", durable: bool = False) -> None:
+        view = memoryview(data).cast("B")
+        blocks = len(view) // self.block_size
+        if self._journal is None or blocks > self.atomic_blocks_max:
+            raise AssertionError(f"an atomic write of {blocks} blocks")
+        lock = await self._lock(lba, blocks, True)
+        await self._job(lock, True, True, self._journal.write, self._volume_id, self._file, lba * self.block_size, view)
+
+    # Durability -------------------------------------------------------------------------------------------------------
+
+    async def flush(self, lba: int, blocks: int) -> None:
+        """One fdatasync covers the file, so concurrent flushes share it: those that come before it has begun."""
+        if self._changes == self._changes_flushed and not self._file.failed:
+            return
+        if self._flush_next is None:
+            self._flush_next = asyncio.get_running_loop().create_task(self._flush_after(self._flush_running))
+            self._flush_next.add_done_callback(_look_at_result)
+        try:
+            await asyncio.shield(self._flush_next)
+        except StorageError as error:
+            raise self._meaning(error) from error
+
+    async def _flush_after(self, running: "asyncio.Task[None] | None") -> None:
+        if running is not None:
+            await asyncio.wait([running])
+        # From here on nobody joins any more: a write could end after the fdatasync has passed it by.
+        self._flush_running, self._flush_next = self._flush_next, None
+        changes = self._changes
+        try:
+            await self._threads.start_slow(self._file.flush)
+            self._changes_flushed = changes
+        finally:
+            self._flush_running = None
+
+    # Other ------------------------------------------------------------------------------------------------------------
+
+    async def allocation(self, lba: int, blocks: int, extents_max: int) -> list[Extent]:
+        lock = await self._lock(lba, blocks, False)
+        found = await self._job(
+            lock,
+            False,
+            False,
+            self._file.extents,
+            lba * self.block_size,
+            blocks * self.block_size,
+            self.block_size,
+            extents_max,
+        )
+        return [
+            Extent(extent.offset_bytes // self.block_size, extent.length_bytes // self.block_size, extent.is_data)
+            for extent in found
+        ]
+
+    async def prefetch(self, lba: int, blocks: int) -> None:
+        lock = await self._lock(lba, blocks, False)
+        await self._job(lock, True, False, self._file.prefetch, lba * self.block_size, blocks * self.block_size)
+
+    async def sanitize_overwrite(self, lba: int, pattern: "Buffer", blocks: int) -> None:
+        lock = await self._lock(lba, blocks, True)
+        await self._job(lock, True, True, self._overwrite, lba, blocks, bytes(pattern))
+
+    def _overwrite(self, lba: int, blocks: int, pattern: bytes) -> None:
+        """In a thread. Old data is really overwritten, never just given back; zeros need not fill what is a hole."""
+        offset, length = lba * self.block_size, blocks * self.block_size
+        if pattern.count(0) < len(pattern):
+            self._repeat(offset, length, pattern)
+        else:
+            for extent in self._file.extents(offset, length, self.block_size, length):
+                if extent.is_data:
+                    self._repeat(extent.offset_bytes, extent.length_bytes, pattern)
+        self._file.flush()
+
+    async def sanitize_erase(self) -> None:
+        """The whole file, with whatever lies outside the ranges served."""
+        lock = await self.locks.acquire(0, self.blocks, True)
+        await self._job(lock, True, True, self._erase)
+
+    def _erase(self) -> None:
+        self._file.punch(0, self._file.size_bytes)
+        self._file.flush()
+
+
+def _look_at_result(flush: "asyncio.Task[None]") -> None:
+    """Its waiters may all be gone; an unseen exception would be logged as a bug."""
+    if not flush.cancelled():
+        flush.exception()
+
+
+def first_difference(old: "Buffer", expected: "Buffer") -> int:
+    """The offset of the first byte in which two buffers of equal length differ."""
+    pairs = zip(memoryview(old).cast("B"), memoryview(expected).cast("B"), strict=True)
+    return next(index for index, (left, right) in enumerate(pairs) if left != right)
+
+
+def either(old: "Buffer", new: "Buffer") -> bytes:
+    """The bitwise or of two buffers of equal length."""
+    length = len(memoryview(old))
+    return (int.from_bytes(bytes(old), "little") | int.from_bytes(bytes(new), "little")).to_bytes(length, "little")
