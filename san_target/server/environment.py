@@ -1,0 +1,56 @@
+"""The outside world of a member, in one replaceable object: clocks, randomness, threads, and what is made of them.
+
+A simulation passes a subclass with virtual time and in-memory twins.
+"""
+
+import asyncio
+import secrets
+import socket
+import time
+from pathlib import Path
+
+from san_target.metadata import clock as machine_clock
+from san_target.metadata.factory import make_store
+from san_target.metadata.store import Store
+from san_target.storage.pool import Pool
+from san_target.storage.threads import ThreadPool, Threads
+
+
+class Environment:
+    """The real world. The constructor starts nothing."""
+
+    def now_s(self) -> float:
+        """Monotonic seconds, for intervals within this process."""
+        return time.monotonic()
+
+    def boottime_s(self) -> float:
+        """Seconds since boot, which also count while the machine sleeps; for leases."""
+        return machine_clock.boottime_s()
+
+    def wall_clock_s(self) -> float:
+        """Seconds since 1970, for people."""
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    def random_bytes(self, count: int) -> bytes:
+        """For challenges and ids: unpredictable."""
+        return secrets.token_bytes(count)
+
+    def new_id(self) -> str:
+        """32 hex digits that nobody else has."""
+        return self.random_bytes(16).hex()
+
+    def host_name(self) -> str:
+        return socket.gethostname()
+
+    def make_threads(self) -> Threads:
+        return ThreadPool()
+
+    def make_store(self, url: str) -> Store:
+        """Not yet open. StoreError for a URL that is not supported."""
+        return make_store(url)
+
+    def make_pool(self, directory: Path, threads: Threads) -> Pool:
+        return Pool(directory, threads)
