@@ -18,6 +18,8 @@ class Condition(NamedTuple):
     ascq: int
 
 
+UNIT_ATTENTION = 0x6
+
 NO_SENSE = Condition(0x0, 0x00, 0x00)
 
 NOT_READY_BECOMING_READY = Condition(0x2, 0x04, 0x01)

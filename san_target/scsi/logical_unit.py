@@ -1,0 +1,310 @@
+"""A logical unit: a volume as hosts see it, with everything that stands between a nexus and the medium.
+
+The order of judgement of a command (SPC-4 5.9, SAM-5 5.14, SBC-4 4.10): operation code, unit attention, reservation
+conflict, not ready; then the command's own handler checks its fields, write protection and range, in that order.
+
+Invariant kept here: `may_read` and `may_write` of every attached nexus are recomputed (`refresh`, `refresh_all`) at
+each change of what they depend on, since the hot path asks nothing else.
+"""
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Final, Protocol
+
+from san_target.scsi import mode, sense
+from san_target.scsi.absent_unit import execute_without_unit as execute_without_unit
+from san_target.scsi.command import BUSY, RESERVATION_CONFLICT, TASK_ABORTED, Command, Outcome
+from san_target.scsi.limits import Limits
+from san_target.scsi.operation import Operation, Operations
+from san_target.scsi.reservations import Reservations
+from san_target.scsi.sense import CheckCondition, Condition, invalid_field_in_cdb
+from san_target.scsi.table import operations_for
+from san_target.volume.device import MediumError, OutOfSpace, Unavailable, VolumeError, WriteProtected
+
+if TYPE_CHECKING:
+    from san_target.scsi.identity import Identity
+    from san_target.scsi.mode import ModeParameters
+    from san_target.scsi.nexus import Nexus
+    from san_target.scsi.services import Services
+    from san_target.volume.device import BlockDevice
+
+# Initiator ports whose next session owes I_T NEXUS LOSS rather than POWER ON; the oldest is forgotten first.
+KNOWN_PORTS_MAX: Final = 1024
+
+_NACA: Final = 0x04
+_SERVICE_ACTION: Final = 0x1F
+_RESET_ASC: Final = 0x29
+
+
+class SanitizeProgress(Protocol):
+    """A SANITIZE that has not completed: how much is done (0.0 .. 1.0), or that it failed (SBC-4 4.11.3)."""
+
+    @property
+    def progress(self) -> float: ...
+
+    @property
+    def failed(self) -> bool: ...
+
+
+class LogicalUnit:
+    """device: the blocks. identity: the names. nexuses: the sessions attached now.
+
+    parameters   the mode parameters in force (WCE, D_SENSE, SWP)
+    limits       what one command may ask for (VPD page B0h)
+    operations   the commands this unit supports
+    preventing   nexuses that prevent medium removal
+    sanitizing   a SANITIZE under way or failed, else None; whoever sets it calls `refresh_all`
+    abort_tasks  awaited with preempted nexuses: ends their commands here (set by `session`; None = there are none)
+    """
+
+    def __init__(
+        self,
+        device: "BlockDevice",
+        identity: "Identity",
+        *,
+        services: "Services",
+        read_only: bool = False,
+        removable: bool = False,
+        write_through: bool = False,
+    ) -> None:
+        self.device = device
+        self.identity = identity
+        self.services = services
+        self.read_only = read_only
+        self.removable = removable
+        self.write_through = write_through
+        self.block_size = device.block_size
+        self.limits = Limits.of(device.block_size, device.atomic_blocks_max)
+        self.operations: Operations = operations_for(self.limits.atomic_blocks)
+        self._with_service_action = frozenset(key[0] for key in self.operations if key[1] is not None)
+        self.parameters: ModeParameters = mode.defaults(write_through)
+        self.nexuses: set[Nexus] = set()
+        self.preventing: set[Nexus] = set()
+        self.stopped = False
+        self.ejected = False
+        self.sanitizing: SanitizeProgress | None = None
+        self.abort_tasks: Callable[[list[Nexus]], Awaitable[None]] | None = None
+        self._known_ports: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self.reservations = Reservations(self)
+
+    # --- sessions -----------------------------------------------------------------------------------------------------
+
+    def attach(self, nexus: "Nexus", moved: bool = False) -> None:
+        """A session began. It owes a unit attention, unless it only moved here from another member (SAM-5 5.14.6)."""
+        self.nexuses.add(nexus)
+        port = (nexus.initiator_port, nexus.target_port)
+        seen_before = port in self._known_ports
+        self._known_ports[port] = None
+        self._known_ports.move_to_end(port)
+        if len(self._known_ports) > KNOWN_PORTS_MAX:
+            self._known_ports.popitem(last=False)
+        if not moved:
+            self.attention(nexus, sense.I_T_NEXUS_LOSS if seen_before else sense.POWER_ON_RESET)
+        self.refresh(nexus)
+
+    def detach(self, nexus: "Nexus") -> None:
+        """A session ended: from now on nothing of its nexus is executed."""
+        nexus.fenced = True
+        self._forget(nexus)
+        self.nexuses.discard(nexus)
+        self.refresh(nexus)
+
+    def nexus_lost(self, nexus: "Nexus") -> None:
+        """I_T NEXUS RESET: the session goes on as if it were new (SAM-5 6.3.4)."""
+        self._forget(nexus)
+        self.attention(nexus, sense.I_T_NEXUS_LOSS)
+
+    def _forget(self, nexus: "Nexus") -> None:
+        self.preventing.discard(nexus)
+        self.reservations.forget(nexus)
+
+    # --- unit attentions ----------------------------------------------------------------------------------------------
+
+    def attention(self, nexus: "Nexus", condition: Condition) -> None:
+        """Owe this nexus a unit attention. One of a kind is enough; a reset makes all older ones pointless."""
+        entry = (condition.asc, condition.ascq)
+        if condition.asc == _RESET_ASC:
+            nexus.attentions.clear()
+        if entry not in nexus.attentions:
+            nexus.attentions.append(entry)
+        self.refresh(nexus)
+
+    def establish(self, condition: Condition, other_than: "Nexus | None" = None) -> None:
+        """Owe every nexus but one a unit attention."""
+        for nexus in self.nexuses:
+            if nexus is not other_than:
+                self.attention(nexus, condition)
+
+    def commands_cleared(self, nexuses: "Iterable[Nexus]") -> None:
+        for nexus in nexuses:
+            self.attention(nexus, sense.COMMANDS_CLEARED)
+
+    def capacity_changed(self) -> None:
+        self.establish(sense.CAPACITY_CHANGED)
+
+    def _take_attention(self, nexus: "Nexus") -> CheckCondition:
+        asc, ascq = nexus.attentions.popleft()
+        self.refresh(nexus)
+        return CheckCondition(Condition(sense.UNIT_ATTENTION, asc, ascq))
+
+    def take_sense(self, nexus: "Nexus") -> CheckCondition:
+        """What REQUEST SENSE reports; a unit attention is cleared by it (SPC-4 6.39)."""
+        if nexus.attentions:
+            return self._take_attention(nexus)
+        return self._sanitize_condition() or self._not_ready() or CheckCondition(sense.NO_SENSE)
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
+    def refresh(self, nexus: "Nexus") -> None:
+        """Recompute what the hot path asks of this nexus."""
+        parameters = self.parameters
+        ready = not (
+            nexus.fenced or nexus.attentions or self.stopped or self.ejected or self.sanitizing is not None
+        ) and (nexus in self.nexuses)
+        nexus.d_sense = parameters.descriptor_sense
+        nexus.may_read = ready and self.reservations.may_read(nexus)
+        nexus.may_write = (
+            ready
+            and parameters.write_cache_enabled  # else every write must be durable, which takes time
+            and self.write_protection() is None
+            and self.reservations.may_write(nexus)
+        )
+
+    def refresh_all(self) -> None:
+        for nexus in self.nexuses:
+            self.refresh(nexus)
+
+    def reset(self, asc_ascq: tuple[int, int] = (0x29, 0x03), by: "Nexus | None" = None) -> None:
+        """Logical unit reset (SAM-5 6.3.3): every nexus but the one that asked for it owes a unit attention."""
+        self.reservations.reset()
+        self.preventing.clear()
+        self.parameters = mode.defaults(self.write_through)
+        self.stopped = False
+        self.establish(Condition(sense.UNIT_ATTENTION, *asc_ascq), other_than=by)
+        self.refresh_all()
+
+    def change_parameters(self, parameters: "ModeParameters") -> None:
+        self.parameters = parameters
+        self.refresh_all()
+
+    def set_medium(self, stopped: bool, ejected: bool) -> None:
+        self.stopped, self.ejected = stopped, ejected
+        self.refresh_all()
+
+    def write_protection(self) -> Condition | None:
+        """Why nothing may be written, or None."""
+        if self.read_only:
+            return sense.WRITE_PROTECTED
+        return sense.SOFTWARE_WRITE_PROTECTED if self.parameters.write_protected else None
+
+    def require_writable(self) -> None:
+        """For handlers of commands that change the medium: after their field checks, before the range."""
+        condition = self.write_protection()
+        if condition is not None:
+            raise CheckCondition(condition)
+
+    def durable(self, force_unit_access: bool) -> bool:
+        """Whether a write must be on stable storage before it is answered."""
+        return force_unit_access or not self.parameters.write_cache_enabled
+
+    # --- commands -----------------------------------------------------------------------------------------------------
+
+    def data_out_length(self, cdb: bytes) -> int:
+        """Data-Out bytes that the CDB calls for; 0 also for one that no limit allows, which fails without data."""
+        operation = self._find(cdb)
+        if operation is None or operation.data_out is None:
+            return 0
+        length = operation.data_out(cdb, self.block_size)
+        return length if length <= self.limits.transfer * self.block_size else 0
+
+    def execute_now(self, command: Command) -> Outcome | None:
+        """The outcome of whatever needs no waiting; None: the caller awaits `execute(command)`."""
+        try:
+            operation = self._judge(command)
+            if isinstance(operation, Outcome):
+                return operation
+            return operation.now(self, command) if operation.now is not None else None
+        except (CheckCondition, VolumeError) as error:
+            return self._failure(error, command.nexus)
+
+    async def execute(self, command: Command) -> Outcome:
+        """The outcome, however long it takes. Judged anew, since the state may have changed since `execute_now`."""
+        try:
+            operation = self._judge(command)
+            if isinstance(operation, Outcome):
+                return operation
+            if operation.later is not None:
+                return await operation.later(self, command)
+            assert operation.now is not None, operation.name
+            outcome = operation.now(self, command)
+            assert outcome is not None, operation.name
+            return outcome
+        except (CheckCondition, VolumeError) as error:
+            return self._failure(error, command.nexus)
+
+    def _judge(self, command: Command) -> Operation | Outcome:
+        """The operation to run, or the status that refuses it. Raises CheckCondition."""
+        nexus, cdb = command.nexus, command.cdb
+        if nexus.fenced:
+            return Outcome(TASK_ABORTED)
+        operation = self._find(cdb)
+        if operation is None:
+            if cdb[0] in self._with_service_action:
+                raise invalid_field_in_cdb(1, 4)
+            raise CheckCondition(sense.INVALID_OPERATION_CODE)
+        if nexus.attentions and not operation.with_attention:
+            raise self._take_attention(nexus)
+        access = operation.access if operation.access_of is None else operation.access_of(cdb)
+        if self.reservations.conflict(nexus, access):
+            return Outcome(RESERVATION_CONFLICT)
+        self._require_ready(operation)
+        control = len(operation.usage) - 1
+        if cdb[control] & _NACA:  # NORMACA = 0 (SAM-5 5.2)
+            raise invalid_field_in_cdb(control, 2)
+        return operation
+
+    def _find(self, cdb: bytes) -> Operation | None:
+        return self.operations.get((cdb[0], None)) or self.operations.get((cdb[0], cdb[1] & _SERVICE_ACTION))
+
+    def _require_ready(self, operation: Operation) -> None:
+        if self.sanitizing is not None and not operation.during_sanitize:
+            condition = self._sanitize_condition()
+            if condition is not None:
+                raise condition
+        if (self.stopped or self.ejected) and not operation.while_stopped:
+            condition = self._not_ready()
+            if condition is not None:
+                raise condition
+
+    def _sanitize_condition(self) -> CheckCondition | None:
+        sanitizing = self.sanitizing
+        if sanitizing is None:
+            return None
+        if sanitizing.failed:
+            return CheckCondition(sense.SANITIZE_COMMAND_FAILED)
+        return CheckCondition(sense.NOT_READY_SANITIZE_IN_PROGRESS, progress=sanitizing.progress)
+
+    def _not_ready(self) -> CheckCondition | None:
+        if self.ejected:
+            return CheckCondition(sense.MEDIUM_NOT_PRESENT_TRAY_OPEN)
+        if self.stopped:
+            return CheckCondition(sense.NOT_READY_INITIALIZING_COMMAND_REQUIRED)
+        return None
+
+    def _failure(self, error: CheckCondition | VolumeError, nexus: "Nexus") -> Outcome:
+        """What the environment or the initiator did, as SAM and SBC say it."""
+        match error:
+            case CheckCondition():
+                checked = error
+            case OutOfSpace():
+                checked = CheckCondition(sense.SPACE_ALLOCATION_FAILED)
+            case MediumError():
+                condition = sense.WRITE_ERROR if error.writing else sense.UNRECOVERED_READ_ERROR
+                checked = CheckCondition(condition, information=error.lba)
+            case WriteProtected():
+                checked = CheckCondition(sense.WRITE_PROTECTED)
+            case Unavailable():
+                return Outcome(BUSY)
+            case _:
+                raise error
+        return checked.outcome(nexus.d_sense)
