@@ -15,6 +15,7 @@ class Nexus:
     isid             6 bytes
     initiator_port   "<name>,i,0x<isid hex>" (the SCSI port name, RFC 7143 4.4.1)
     attentions       pending unit attentions as (ASC, ASCQ), oldest first (SAM-5 5.14)
+    user             the CHAP user the initiator proved to be, "" without authentication; set at login
     fenced           True once the session ended: nothing of this nexus may be executed any more (promise 4)
     """
 
@@ -28,6 +29,7 @@ class Nexus:
         "may_read",
         "may_write",
         "target_port",
+        "user",
     )
 
     def __init__(self, initiator_name: str, isid: bytes, target_name: str, portal_group_tag: int) -> None:
@@ -40,3 +42,4 @@ class Nexus:
         self.may_read = False
         self.may_write = False
         self.fenced = False
+        self.user = ""
