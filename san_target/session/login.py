@@ -316,7 +316,7 @@ class Login:
         if "TargetName" not in received:
             raise LoginRefused(LoginStatus.MISSING_PARAMETER, "no TargetName")
         target = self._find(received["TargetName"])
-        self._admit(target.access, name)
+        self._access = self._admit(target.access, name)
         self._check_tsih(target, name)
         await self._redirect(target, name)
         if not target.ready:
@@ -326,11 +326,15 @@ class Login:
         return self._declare_target(target)
 
     def _identify_discovery(self, name: str, target_name: str | None) -> list[Pair]:
-        self._admit(self._directory.discovery_access(), name)
+        self._access = self._admit(self._directory.discovery_access(), name)
         if self._the_first.tsih:
             raise LoginRefused(LoginStatus.SESSION_DOES_NOT_EXIST, "a discovery session has one connection")
+        if target_name is None:
+            return []
         # RFC 7143 6.3.1: the tag is owed to sessions of every type if a target is named.
-        return [] if target_name is None else self._declare_target(self._find(target_name))
+        target = self._find(target_name)
+        self._admit(target.access, name)
+        return self._declare_target(target)
 
     def _find(self, iqn: str) -> Target:
         target = self._directory.find(iqn)
@@ -338,10 +342,10 @@ class Login:
             raise LoginRefused(LoginStatus.NOT_FOUND, f"no target {iqn[:256]!r}")
         return target
 
-    def _admit(self, access: Access, initiator_name: str) -> None:
+    def _admit(self, access: Access, initiator_name: str) -> Access:
         if not access.admits(initiator_name):
             raise LoginRefused(LoginStatus.AUTHORIZATION_FAILURE, f"{initiator_name} is not allowed here")
-        self._access = access
+        return access
 
     def _check_tsih(self, target: Target, initiator_name: str) -> None:
         """RFC 7143 6.3.1. A session has one connection here, so no second one can join (MaxConnections=1)."""

@@ -101,7 +101,11 @@ def _check_legal(key: Key, value: str, stage: Stage) -> None:
 
 
 def answer_all(negotiation: Negotiation, pairs: Iterable[Pair], offer: Offer, discovery: bool) -> list[Pair]:
-    """Answer the pairs that `accept` left (operational keys and unknown ones) and keep the results in `agreed`."""
+    """Answer the pairs that `accept` left of a Login Request and keep the results in `agreed`.
+
+    Raises NegotiationError for a declared number that cannot be right: a Reject beside this target's own declaration of
+    the same key would be that key twice in one response.
+    """
     pairs = list(pairs)
     # FirstBurstLength must not exceed MaxBurstLength (RFC 7143 13.14), which may stand behind it in the same PDU.
     answers: dict[str, Pair] = {}
@@ -112,6 +116,8 @@ def answer_all(negotiation: Negotiation, pairs: Iterable[Pair], offer: Offer, di
         reply, result = answer(name, value, own, discovery)
         if result is not None:
             negotiation.agreed[name] = result
+        if name in KEYS and KEYS[name].kind is Kind.DECLARED_NUMBER and result is None:
+            raise NegotiationError(f"{name}={value[:64]!r} is out of range")
         if reply is not None:
             answers[name] = (name, reply)
     return [answers[name] for name, _ in pairs if name in answers]
