@@ -78,8 +78,8 @@ class Commands(Sequencer):
     def try_hot(self, header: tuple[int, int, int, int, int, int, int, int, int, bytes], pdu: "Pdu") -> bool:
         """Serve a plain READ or WRITE of cached, unlocked, local blocks; False = nothing was done."""
         _, flags, _, lengths, lun, itt, expected, cmd_sn, _, cdb = header
-        if lun or cmd_sn != self.exp_cmd_sn or itt in self.tasks or self._held:
-            return False
+        if lun or cmd_sn != self.exp_cmd_sn or cmd_sn > self.max_cmd_sn or itt in self.tasks or self._held:
+            return False  # (a window that wraps around takes the slow way)
         decoded = decode_read_write(cdb)
         if decoded is None:
             return False

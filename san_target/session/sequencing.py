@@ -101,11 +101,13 @@ class Sequencer:
             return True
         cmd_sn = header[7]
         ahead = cmd_sn - self.exp_cmd_sn & _MASK
+        window = self.max_cmd_sn - self.exp_cmd_sn + 1 & _MASK
+        if ahead >= window:
+            return False
         if ahead == 0:
             self.exp_cmd_sn = cmd_sn + 1 & _MASK
             return True
-        window = self.max_cmd_sn - self.exp_cmd_sn + 1 & _MASK
-        if ahead < window and window <= self.limits.command_window and cmd_sn not in self._held:
+        if cmd_sn not in self._held:
             if self._held_bytes + len(pdu.data) > self.limits.buffered_bytes_max:
                 return False
             pdu.keep()

@@ -180,8 +180,7 @@ def _drop_all_sessions(connection: "Connection") -> None:
     assert session is not None
     assert session.target is not None
     for other in list(session.target.sessions.values()):
-        other.connection.host.wake()
-        other.connection.host.close()
+        other.connection.drop("target cold reset")
 
 
 class Function(NamedTuple):
