@@ -1,8 +1,9 @@
 """The volumes of the group, as records: create, change, resize, delete.
 
 Everything here is compare-and-set on the store; members see the result by their watches and carry it out. A volume
-that is deleted first gets the state "deleting". That record is the tombstone: members drop their data because of it,
-never because a record is missing, and the last one removes it (`forget`).
+begins in the state "creating", until its blocks exist (`made`): a member makes missing blocks in that state only, since
+later they would be lost ones. A volume that is deleted first gets the state "deleting". That record is the tombstone:
+members drop their data because of it, never because a record is missing, and the last one removes it (`forget`).
 """
 
 import uuid
@@ -29,6 +30,7 @@ from san_target.metadata.schema import (
 )
 from san_target.metadata.store import Compare, Delete, Item, Put, Store
 
+CREATING = "creating"
 READY = "ready"
 DELETING = "deleting"
 VOLUMES_PREFIX = volume_key("")
@@ -87,6 +89,7 @@ class Volumes:
             block_size=block_size,
             copies=copies,
             members=owners,
+            state=CREATING,
         )
         record = msgspec.structs.replace(record, **_checked_options(options))
         rules.check_volume(record)
@@ -148,8 +151,19 @@ class Volumes:
     async def _find_ready(self, name: str) -> tuple[VolumeRecord, int]:
         record, revision = await self._find(name)
         if record.state != READY:
-            raise Conflict(f"the volume {name!r} is being deleted")
+            doing = "deleted" if record.state == DELETING else "created"
+            raise Conflict(f"the volume {name!r} is being {doing}; try again soon")
         return record, revision
+
+    async def made(self, volume_id: str) -> None:
+        """The blocks of a volume in the state "creating" exist now: it is ready. Harmless in any other state."""
+        key = volume_key(volume_id)
+        item = await self._store.get(key)
+        if item is None:
+            return
+        record = decode(VolumeRecord, item.value, key)
+        if record.state == CREATING:
+            await self._replace(msgspec.structs.replace(record, state=READY), item.mod_revision)
 
     async def change(self, name: str, **options: Unpack[VolumeOptions]) -> VolumeRecord:
         """Change what is given, keep the rest. NotFound, Invalid, Conflict."""

@@ -51,7 +51,11 @@ class ChapRecord(msgspec.Struct, frozen=True):
 
 
 class VolumeRecord(Record, kw_only=True, frozen=True):
-    """`volumes/<id>`. id: 32 hex digits, also the source of NAA and serial number. state: ready | deleting."""
+    """`volumes/<id>`. id: 32 hex digits, also the source of NAA and serial number. state: creating | ready | deleting.
+
+    "creating" says that no member has served it yet, so that missing blocks are not lost ones; "deleting" is the
+    tombstone by which members drop its data.
+    """
 
     id: str
     name: str

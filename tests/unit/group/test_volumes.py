@@ -16,6 +16,7 @@ from san_target.metadata.schema import (
     ChapRecord,
     PlacementRecord,
     ReservationsRecord,
+    VolumeRecord,
     encode,
     map_key,
     reservations_key,
@@ -65,6 +66,13 @@ def run(test: Callable[[Room, Volumes], Awaitable[None]]) -> None:
     asyncio.run(body())
 
 
+async def create_ready(volumes: Volumes, name: str, size_bytes: int, **options: Any) -> VolumeRecord:
+    """A volume whose member has made its blocks."""
+    record = await volumes.create(name, size_bytes, **options)
+    await volumes.made(record.id)
+    return await volumes.named(name)
+
+
 def secret(user: str = "alice", text: str = "a-secret-of-16-b") -> ChapRecord:
     return ChapRecord(user, text)
 
@@ -77,6 +85,7 @@ class TestCreate:
             assert record.iqn == "iqn.2026-01.io.san-target:demo-1"
             assert (record.size_bytes, record.block_size, record.members) == (8 * MIB, 4096, ("one",))
             assert record.read_only
+            assert record.state == "creating"
             assert len(bytes.fromhex(record.id)) == 16
             assert await volumes.named("Demo_1") == record
             assert await volumes.map_of("Demo_1") == [
@@ -224,10 +233,35 @@ class TestChap:
         run(test)
 
 
+class TestMade:
+    def test_a_volume_being_created_cannot_be_changed_but_deleted(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await volumes.create("demo", MIB)
+            for call in (volumes.resize("demo", 2 * MIB), volumes.change("demo", read_only=True)):
+                with pytest.raises(Conflict, match="is being created"):
+                    await call
+            await volumes.delete("demo")
+            await volumes.made(record.id)
+            assert (await volumes.named("demo")).state == DELETING
+
+        run(test)
+
+    def test_made_twice_or_never_known_is_harmless(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await create_ready(volumes, "demo", MIB)
+            assert record.state == "ready"
+            revision = (await room.store.range("")).revision
+            await volumes.made(record.id)
+            await volumes.made("0" * 32)
+            assert (await room.store.range("")).revision == revision
+
+        run(test)
+
+
 class TestChange:
     def test_only_what_is_given_changes(self) -> None:
         async def test(room: Room, volumes: Volumes) -> None:
-            record = await volumes.create("demo", MIB, chap=[secret()], removable=True)
+            record = await create_ready(volumes, "demo", MIB, chap=[secret()], removable=True)
             changed = await volumes.change("demo", read_only=True, allow=["eui.02004567A425678D"])
             assert changed == msgspec.structs.replace(record, read_only=True, allow=("eui.02004567A425678D",))
             assert await volumes.named("demo") == changed
@@ -237,7 +271,7 @@ class TestChange:
 
     def test_the_whole_record_is_checked(self) -> None:
         async def test(room: Room, volumes: Volumes) -> None:
-            await volumes.create("demo", MIB, chap=[secret()], mutual_chap=secret("t", "another-secret"))
+            await create_ready(volumes, "demo", MIB, chap=[secret()], mutual_chap=secret("t", "another-secret"))
             with pytest.raises(Invalid, match="needs one-way"):
                 await volumes.change("demo", chap=[])
             await volumes.change("demo", chap=[], mutual_chap=None)
@@ -246,7 +280,7 @@ class TestChange:
 
     def test_nothing_changed_writes_nothing(self) -> None:
         async def test(room: Room, volumes: Volumes) -> None:
-            await volumes.create("demo", MIB)
+            await create_ready(volumes, "demo", MIB)
             revision = (await room.store.range("")).revision
             await volumes.change("demo", read_only=False)
             await volumes.resize("demo", MIB)
@@ -256,7 +290,7 @@ class TestChange:
 
     def test_a_rival_change_is_not_overwritten(self) -> None:
         async def test(room: Room, volumes: Volumes) -> None:
-            await volumes.create("demo", MIB)
+            await create_ready(volumes, "demo", MIB)
             room.store.before = lambda store: volumes.change("demo", removable=True)
             with pytest.raises(Conflict, match="at the same time"):
                 await volumes.change("demo", read_only=True)
@@ -281,7 +315,7 @@ class TestChange:
 class TestResize:
     def test_growing_extends_the_last_range(self) -> None:
         async def test(room: Room, volumes: Volumes) -> None:
-            record = await volumes.create("demo", MIB)
+            record = await create_ready(volumes, "demo", MIB)
             await split(room.store, record.id, 1024)
             await volumes.resize("demo", 3 * MIB)
             assert (await volumes.named("demo")).size_bytes == 3 * MIB
@@ -294,7 +328,7 @@ class TestResize:
 
     def test_shrinking_needs_force_and_cuts_the_map(self) -> None:
         async def test(room: Room, volumes: Volumes) -> None:
-            record = await volumes.create("demo", 2 * MIB)
+            record = await create_ready(volumes, "demo", 2 * MIB)
             await split(room.store, record.id, 2048)
             with pytest.raises(Conflict, match="--force"):
                 await volumes.resize("demo", MIB // 2)
@@ -306,7 +340,7 @@ class TestResize:
 
     def test_no_multiple_of_the_block_size(self) -> None:
         async def test(room: Room, volumes: Volumes) -> None:
-            await volumes.create("demo", MIB, block_size=4096)
+            await create_ready(volumes, "demo", MIB, block_size=4096)
             with pytest.raises(Invalid, match="multiple"):
                 await volumes.resize("demo", MIB + 512)
 
@@ -314,7 +348,7 @@ class TestResize:
 
     def test_a_map_that_changed_in_between_is_not_overwritten(self) -> None:
         async def test(room: Room, volumes: Volumes) -> None:
-            record = await volumes.create("demo", MIB)
+            record = await create_ready(volumes, "demo", MIB)
             room.store.before = lambda store: split(store, record.id, 1024)
             with pytest.raises(Conflict):
                 await volumes.resize("demo", 2 * MIB)
@@ -343,7 +377,7 @@ async def split(store: Store, volume_id: str, at_lba: int, owner: str = "one") -
 class TestDelete:
     def test_state_first_then_data_then_keys(self) -> None:
         async def test(room: Room, volumes: Volumes) -> None:
-            record = await volumes.create("demo", MIB)
+            record = await create_ready(volumes, "demo", MIB)
             await room.store.transact([], [Put(reservations_key(record.id), encode(ReservationsRecord(generation=1)))])
             assert (await volumes.delete("demo")).state == DELETING
             assert volume_key(record.id) in await room.keys()
@@ -357,7 +391,7 @@ class TestDelete:
 
     def test_while_it_is_being_deleted(self) -> None:
         async def test(room: Room, volumes: Volumes) -> None:
-            await volumes.create("demo", MIB)
+            await create_ready(volumes, "demo", MIB)
             await volumes.delete("demo")
             for call in (volumes.create("demo", MIB), volumes.create("DEMO", MIB)):
                 with pytest.raises(Conflict, match="still being deleted"):
@@ -371,7 +405,7 @@ class TestDelete:
 
     def test_sessions_hinder_it_unless_forced(self) -> None:
         async def test(room: Room, volumes: Volumes) -> None:
-            record = await volumes.create("demo", MIB)
+            record = await create_ready(volumes, "demo", MIB)
             room.sessions[record.id] = 2
             with pytest.raises(Conflict, match="2 sessions are logged in"):
                 await volumes.delete("demo")
@@ -382,7 +416,7 @@ class TestDelete:
 
     def test_a_volume_that_is_not_being_deleted_is_not_forgotten(self) -> None:
         async def test(room: Room, volumes: Volumes) -> None:
-            record = await volumes.create("demo", MIB)
+            record = await create_ready(volumes, "demo", MIB)
             with pytest.raises(Conflict, match="is not being deleted"):
                 await volumes.forget(record.id, "one")
             assert await volumes.named("demo") == record
@@ -391,7 +425,7 @@ class TestDelete:
 
     def test_the_last_holder_removes_the_tombstone(self) -> None:
         async def test(room: Room, volumes: Volumes) -> None:
-            record = await volumes.create("demo", MIB)
+            record = await create_ready(volumes, "demo", MIB)
             await split(room.store, record.id, 1024, owner="two")
             await volumes.delete("demo")
             assert not await volumes.forget(record.id, "one")
@@ -405,7 +439,7 @@ class TestDelete:
 
     def test_forgetting_is_redone_if_the_map_changed_in_between(self) -> None:
         async def test(room: Room, volumes: Volumes) -> None:
-            record = await volumes.create("demo", MIB)
+            record = await create_ready(volumes, "demo", MIB)
             await volumes.delete("demo")
             room.store.before = lambda store: split(store, record.id, 1024)
             assert not await volumes.forget(record.id, "one")
@@ -419,7 +453,7 @@ class TestDelete:
         """Each prefix of the steps leaves a state from which the same steps end the same way."""
 
         async def test(room: Room, volumes: Volumes) -> None:
-            record = await volumes.create("demo", MIB)
+            record = await create_ready(volumes, "demo", MIB)
             if steps > 0:
                 await volumes.delete("demo")
             if steps > 1:
@@ -434,7 +468,7 @@ class TestDelete:
 
 def test_unknown_options_are_a_bug_of_the_caller() -> None:
     async def test(room: Room, volumes: Volumes) -> None:
-        await volumes.create("demo", MIB)
+        await create_ready(volumes, "demo", MIB)
         with pytest.raises(TypeError, match="size_bytes"):
             await volumes.change("demo", size_bytes=1)  # type: ignore[call-arg]
         with pytest.raises(TypeError):
@@ -447,7 +481,7 @@ def test_deleting_a_key_by_hand_is_no_tombstone() -> None:
     """A missing record never counts as permission to forget map entries."""
 
     async def test(room: Room, volumes: Volumes) -> None:
-        record = await volumes.create("demo", MIB)
+        record = await create_ready(volumes, "demo", MIB)
         await room.store.transact([], [Delete(volume_key(record.id))])
         await volumes.forget(record.id, "one")
         assert map_key(record.id, 0) in await room.keys()
