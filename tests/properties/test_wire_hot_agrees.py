@@ -219,8 +219,8 @@ def test_data_in(
 
 @given(lun=LUN, words=st.tuples(WORD, WORD, WORD, WORD, WORD, WORD, WORD, WORD))
 def test_r2t(lun: int, words: tuple[int, int, int, int, int, int, int, int]) -> None:
-    names = ("initiator_task_tag", "target_transfer_tag", "stat_sn", "exp_cmd_sn", "max_cmd_sn", "r2t_sn")
-    names += ("buffer_offset", "desired_data_transfer_length")
+    names = ["initiator_task_tag", "target_transfer_tag", "stat_sn", "exp_cmd_sn", "max_cmd_sn", "r2t_sn"]
+    names += ["buffer_offset", "desired_data_transfer_length"]
     fields = dict(zip(names, words, strict=True), lun=raw_lun(lun))
     agrees(opcodes.R2T, 0, fields, hot.pack_r2t(lun, *words))
 

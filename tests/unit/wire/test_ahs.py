@@ -2,7 +2,7 @@
 
 import pytest
 
-from san_target.wire.ahs import ExpectedBidirectionalReadLength, ExtendedCdb, build_ahs, parse_ahs
+from san_target.wire.ahs import AdditionalHeader, ExpectedBidirectionalReadLength, ExtendedCdb, build_ahs, parse_ahs
 from san_target.wire.errors import PduError
 
 # A 32-byte CDB: 16 bytes beyond the header, AHSLength = 32 - 15, padded to 20 bytes. Then a read length of 512.
@@ -12,7 +12,7 @@ BIDIRECTIONAL = "0005 02 00 00000200"
 
 def test_both_kinds() -> None:
     data = bytes.fromhex(EXTENDED + BIDIRECTIONAL)
-    headers = [ExtendedCdb(b"\x5a" * 16), ExpectedBidirectionalReadLength(512)]
+    headers: list[AdditionalHeader] = [ExtendedCdb(b"\x5a" * 16), ExpectedBidirectionalReadLength(512)]
     assert parse_ahs(data) == headers
     assert build_ahs(*headers) == data
 

@@ -1,5 +1,7 @@
 """The header declarations, against the byte offsets of the drawings in RFC 7143 section 11."""
 
+from typing import Any
+
 import pytest
 
 from san_target.wire import opcodes
@@ -146,7 +148,7 @@ def test_a_header_has_48_bytes_and_exactly_the_fields_of_its_drawing(opcode: int
 def test_a_field_fills_exactly_its_bits(opcode: int, name: str) -> None:
     first_byte, bits = LAYOUT[opcode][name]
     width = bits.bit_count()
-    none: dict[str, object] = dict.fromkeys(set(LAYOUT[opcode]) - {"opcode"}, 0)
+    none: dict[str, Any] = dict.fromkeys(set(LAYOUT[opcode]) - {"opcode"}, 0)
     for raw, length in (("lun", 8), ("isid", 6), ("cdb", 16)):
         if raw in none:
             none[raw] = bytes(length)
@@ -211,7 +213,7 @@ def test_a_field_of_another_pdu_is_a_mistake() -> None:
     ("name", "value"),
     [("lun", bytes(7)), ("cdb", bytes(10)), ("cmd_sn", 1 << 32), ("cmd_sn", -1), ("attribute", 8)],
 )
-def test_a_value_that_does_not_fit_is_a_mistake(name: str, value: object) -> None:
+def test_a_value_that_does_not_fit_is_a_mistake(name: str, value: Any) -> None:
     with pytest.raises(ValueError):
         build(opcodes.SCSI_COMMAND, **{name: value})
 
