@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.guest.initiator import CHAP_FAILED, DIGESTS, Initiator, chap_settings
+from tests.e2e.guest.initiator import DIGESTS, REFUSED_BY_INITIATOR, REFUSED_BY_TARGET, Initiator, chap_settings
 from tests.e2e.guest.machine import Guest
 from tests.support.member import Member
 from tests.support.target import Chap, Options, Target
@@ -58,9 +58,9 @@ def test_login_with_block_size_4096(target: Target, initiator: Initiator) -> Non
 def test_login_with_chap(target: Target, initiator: Initiator) -> None:
     volume = target.create_volume("guarded", 16 * MIB, Options(chap=ALICE))
     status, output = initiator.try_login(volume)
-    assert status == CHAP_FAILED, f"login without a secret: status {status}\n{output}"
+    assert status == REFUSED_BY_TARGET, f"login without a secret: status {status}\n{output}"
     status, output = initiator.try_login(volume, chap_settings(WRONG))
-    assert status == CHAP_FAILED, f"login with a wrong secret: status {status}\n{output}"
+    assert status == REFUSED_BY_TARGET, f"login with a wrong secret: status {status}\n{output}"
     reads_and_writes(initiator.guest, initiator.login(volume, chap_settings(ALICE)))
 
 
@@ -68,7 +68,7 @@ def test_login_with_mutual_chap(target: Target, initiator: Initiator) -> None:
     volume = target.create_volume("mutual", 16 * MIB, Options(chap=ALICE, mutual_chap=TARGET))
     impostor = Chap(TARGET.user, "another-secret-2")
     status, output = initiator.try_login(volume, chap_settings(ALICE, impostor))
-    assert status == CHAP_FAILED, f"login to a target that does not know the secret: status {status}\n{output}"
+    assert status == REFUSED_BY_INITIATOR, f"login to a target that does not know the secret: status {status}\n{output}"
     reads_and_writes(initiator.guest, initiator.login(volume, chap_settings(ALICE, TARGET)))
 
 

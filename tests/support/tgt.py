@@ -66,6 +66,8 @@ class Tgt(Target):
         unit = ("--mode", "logicalunit", *target, "--lun", str(LUN))
         options = volume.options
         self._admin("--mode", "target", "--op", "new", *target, "--targetname", volume.iqn)
+        for key in ("HeaderDigest", "DataDigest"):
+            self._admin("--mode", "target", "--op", "update", *target, "--name", key, "--value", "CRC32C,None")
         storage = ("--backing-store", str(self.backing_file(volume)), "--bstype", self._backing_type)
         self._admin(*unit, "--op", "new", *storage, "--blocksize", str(options.block_size))
         parameters = f"thin_provisioning=1,readonly={options.read_only:d},removable={options.removable:d}"

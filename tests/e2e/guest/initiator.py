@@ -33,7 +33,9 @@ PATIENT: Mapping[str, str] = {
     "node.session.timeo.replacement_timeout": "60",
 }
 DIGESTS: Mapping[str, str] = {"node.conn[0].iscsi.HeaderDigest": "CRC32C", "node.conn[0].iscsi.DataDigest": "CRC32C"}
-CHAP_FAILED = 24  # iscsiadm's exit status for a login that the other side, or this one, would not authenticate
+# Exit statuses of iscsiadm.
+REFUSED_BY_TARGET = 24  # an authentication failure that the target reports
+REFUSED_BY_INITIATOR = 19  # the target did not prove to know its own secret
 
 
 def chap_settings(chap: Chap, mutual: Chap | None = None, algorithm: str = "MD5") -> dict[str, str]:
