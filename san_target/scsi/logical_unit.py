@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from san_target.scsi import mode, sense
 from san_target.scsi.absent_unit import execute_without_unit as execute_without_unit
 from san_target.scsi.command import BUSY, RESERVATION_CONFLICT, TASK_ABORTED, Command, Outcome
+from san_target.scsi.copy import CopyManager
 from san_target.scsi.limits import Limits
 from san_target.scsi.operation import Operation, Operations
 from san_target.scsi.reservations import Reservations
@@ -86,6 +87,7 @@ class LogicalUnit:
         self.abort_tasks: Callable[[list[Nexus]], Awaitable[None]] | None = None
         self._known_ports: OrderedDict[tuple[str, str], None] = OrderedDict()
         self.reservations = Reservations(self)
+        self.copies = CopyManager()
 
     # --- sessions -----------------------------------------------------------------------------------------------------
 
@@ -116,6 +118,7 @@ class LogicalUnit:
 
     def _forget(self, nexus: "Nexus") -> None:
         self.preventing.discard(nexus)
+        self.copies.forget(nexus)
         self.reservations.forget(nexus)
 
     # --- unit attentions ----------------------------------------------------------------------------------------------
@@ -177,6 +180,7 @@ class LogicalUnit:
     def reset(self, asc_ascq: tuple[int, int] = (0x29, 0x03), by: "Nexus | None" = None) -> None:
         """Logical unit reset (SAM-5 6.3.3): every nexus but the one that asked for it owes a unit attention."""
         self.reservations.reset()
+        self.copies.reset()
         self.preventing.clear()
         self.parameters = mode.defaults(self.write_through)
         self.stopped = False

@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 PERSISTENT_RESERVE_IN = 0x5E
 READ_KEYS, READ_RESERVATION, REPORT_CAPABILITIES, READ_FULL_STATUS = range(4)
 
-# SPC-4 table 206: compatible RESERVE(6) handling, SPEC_I_PT, ALL_TG_PT and APTPL are supported.
+# SPC-4 6.15.4: compatible RESERVE(6) handling, SPEC_I_PT, ALL_TG_PT and APTPL are supported.
 _CRH, _SIP_C, _ATP_C, _PTPL_C = 0x10, 0x08, 0x04, 0x01
 _TYPE_MASK_VALID, _PTPL_A = 0x80, 0x01
-# SPC-4 table 208: WR_EX_AR, EX_AC_RO, WR_EX_RO, EX_AC, WR_EX; in the second byte EX_AC_AR.
+# The type mask: WR_EX_AR, EX_AC_RO, WR_EX_RO, EX_AC, WR_EX; in the second byte EX_AC_AR.
 _TYPE_MASK = 0xEA01
 
 
 def read_keys(state: State) -> bytes:
-    """SPC-4 table 200: PRGENERATION, ADDITIONAL LENGTH, one key per registered nexus (equal keys repeat)."""
+    """SPC-4 6.15.2: PRGENERATION, ADDITIONAL LENGTH, one key per registered nexus (equal keys repeat)."""
     keys = state.registrations.values()
     return struct.pack(f">II{len(keys)}Q", state.generation, 8 * len(keys), *keys)
 
 
 def read_reservation(state: State) -> bytes:
-    """SPC-4 tables 201 and 202. The key of an all registrants type is 0: there is no single holder."""
+    """SPC-4 6.15.3. The key of an all registrants type is 0: there is no single holder."""
     if state.type is None or state.holder is None:
         return struct.pack(">II", state.generation, 0)
     key = 0 if state.type in ALL_REGISTRANTS_TYPES else state.registrations[state.holder]
@@ -40,13 +40,13 @@ def read_reservation(state: State) -> bytes:
 
 
 def report_capabilities(state: State) -> bytes:
-    """SPC-4 table 206. ALLOW COMMANDS is 0: nothing is said about commands beyond table 66."""
+    """SPC-4 6.15.4. ALLOW COMMANDS is 0: nothing is said about commands beyond what the standard allows."""
     supported = _CRH | _SIP_C | _ATP_C | _PTPL_C
     return struct.pack(">HBBH2x", 8, supported, _TYPE_MASK_VALID | (_PTPL_A if state.aptpl else 0), _TYPE_MASK)
 
 
 def read_full_status(state: State) -> bytes:
-    """SPC-4 tables 209 and 210: one descriptor per registered nexus, with the TransportID of its initiator port."""
+    """SPC-4 6.15.5: one descriptor per registered nexus, with the TransportID of its initiator port."""
     descriptors = []
     for port, key in state.registrations.items():
         holder = state.is_holder(port)

@@ -53,7 +53,7 @@ def parse(command: "Command", nexuses: "list[Nexus]") -> Request:
 
 
 def _basic(cdb: bytes, data: bytes, port: Port, known: list[Port], action: ServiceAction) -> Request:
-    # SPC-4 table 214.
+    # SPC-4 6.16.3.
     key, action_key = struct.unpack_from(">QQ", data)
     # SPC-4 6.16.3: looked at by the two registering service actions only; ALL_TG_PT asks for what is so anyway, since
     # a target has one target port.
@@ -78,7 +78,7 @@ def _basic(cdb: bytes, data: bytes, port: Port, known: list[Port], action: Servi
 
 
 def _register_and_move(cdb: bytes, data: bytes, port: Port, known: list[Port]) -> Request:
-    # SPC-4 table 216.
+    # SPC-4 6.16.4.
     key, action_key = struct.unpack_from(">QQ", data)
     relative_port, id_length = struct.unpack_from(">HI", data, 18)
     if len(data) != PARAMETER_LIST_BYTES + id_length:
@@ -103,7 +103,7 @@ def _register_and_move(cdb: bytes, data: bytes, port: Port, known: list[Port]) -
 
 
 def _ports_in_list(data: bytes, port: Port, known: list[Port]) -> tuple[Port, ...]:
-    # SPC-4 table 215: a length, then TransportIDs.
+    # A length, then TransportIDs.
     if len(data) < PARAMETER_LIST_BYTES + 4:
         raise CheckCondition(PARAMETER_LIST_LENGTH_ERROR)
     end = PARAMETER_LIST_BYTES + 4 + int.from_bytes(data[24:28], "big")

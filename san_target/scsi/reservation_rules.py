@@ -37,7 +37,7 @@ class Port(NamedTuple):
 
 
 class Type(IntEnum):
-    """SPC-4 table 203."""
+    """The TYPE field (SPC-4 6.15.3)."""
 
     WRITE_EXCLUSIVE = 1
     EXCLUSIVE_ACCESS = 3
@@ -57,7 +57,7 @@ SHARED_TYPES = REGISTRANTS_ONLY_TYPES | ALL_REGISTRANTS_TYPES
 
 
 class ServiceAction(IntEnum):
-    """PERSISTENT RESERVE OUT (SPC-4 table 213)."""
+    """Service actions of PERSISTENT RESERVE OUT (SPC-4 6.16.2)."""
 
     REGISTER = 0
     RESERVE = 1
@@ -93,7 +93,7 @@ class State:
         return self.holder is not None and port == self.holder
 
     def conflicts(self, port: Port, access: Access) -> bool:
-        """SPC-4 table 66: whether a command of this nexus meets a reservation of others."""
+        """Whether a command of this nexus meets a reservation of others (SPC-4 5.13, allowed commands)."""
         if self.type is None or self.is_holder(port):
             return False
         if self.type in SHARED_TYPES and port in self.registrations:
@@ -143,7 +143,7 @@ def apply(state: State, request: Request) -> Transition:
 
 
 def _register(state: State, request: Request) -> Transition:
-    # SPC-4 5.13.7 table 64.
+    # SPC-4 5.13.7, register behaviour of REGISTER.
     registered = state.registrations.get(request.port)
     if request.key != (registered or 0):
         raise Conflict
@@ -162,7 +162,7 @@ def _register(state: State, request: Request) -> Transition:
 
 
 def _register_and_ignore(state: State, request: Request) -> Transition:
-    # SPC-4 5.13.7 table 65: the RESERVATION KEY field is not looked at.
+    # SPC-4 5.13.7: the RESERVATION KEY field is not looked at.
     if request.specify_initiator_ports:
         raise invalid_field_in_parameter_list(20, 3)
     if request.port in state.registrations:
@@ -215,7 +215,7 @@ def _clear(state: State, request: Request) -> Transition:
 
 
 def _preempt(state: State, request: Request) -> Transition:
-    # SPC-4 5.13.11.4 and its table "Preempting actions".
+    # SPC-4 5.13.11.4, preempting actions.
     _require_key(state, request)
     if request.action_key == 0 and state.type not in ALL_REGISTRANTS_TYPES:
         raise invalid_field_in_parameter_list(8)
@@ -248,7 +248,7 @@ def _remove_registrations(state: State, request: Request, losers: list[Port]) ->
 
 
 def _register_and_move(state: State, request: Request) -> Transition:
-    # SPC-4 5.13.8 and its table; the reservation keeps scope and type.
+    # SPC-4 5.13.8; the reservation keeps scope and type.
     _require_key(state, request)
     if state.type is None:
         raise invalid_field_in_cdb(1, 4)

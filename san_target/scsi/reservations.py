@@ -14,7 +14,8 @@ or lost its lease. With one member the second half is empty; `changed` is the pl
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -50,12 +51,13 @@ class Reservations:
                   by the old state can still touch the medium. None = the session has no such commands
     """
 
-    __slots__ = ("_queue", "_state", "_unit", "drain", "epoch", "reserved_by")
+    __slots__ = ("_guest_writes", "_queue", "_state", "_unit", "drain", "epoch", "reserved_by")
 
     def __init__(self, unit: "LogicalUnit") -> None:
         self._unit = unit
         self._state = State()
         self._queue: deque[Command] = deque()
+        self._guest_writes: list[Port] = []
         self.reserved_by: Nexus | None = None
         self.epoch = 0
         self.drain: Callable[[list[Nexus]], Awaitable[None]] | None = None
@@ -85,6 +87,18 @@ class Reservations:
     def holds(self, nexus: "Nexus") -> bool:
         """Whether moving this session elsewhere would lose something: RESERVE(6) or a registration is this nexus's."""
         return self.reserved_by is nexus or port_of(nexus) in self._state.registrations
+
+    @contextmanager
+    def guest_write(self, port: Port) -> Iterator[None]:
+        """Around a write that a copy of another unit's session makes in the name of this nexus, judged just before.
+
+        The session knows such writes as tasks of the other unit, so a PREEMPT here would not wait for them otherwise.
+        """
+        self._guest_writes.append(port)
+        try:
+            yield
+        finally:
+            self._guest_writes.remove(port)
 
     # --- RESERVE(6), RELEASE(6) ---------------------------------------------------------------------------------------
 
@@ -196,6 +210,8 @@ class Reservations:
 
     async def _settle(self, transition: Transition, request: Request) -> None:
         """Wait until nothing that the old state allowed can still happen (SPC-4 5.13.11.5 for PREEMPT AND ABORT)."""
+        while any(port in transition.preempted for port in self._guest_writes):
+            await self._unit.services.sleep(TURN_POLL_S)
         preempted = self._sessions_of(transition.preempted)
         if not preempted:
             return

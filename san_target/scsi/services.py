@@ -11,10 +11,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """spawn: run a coroutine in the background, its failure logged. save_reservations: returns once durable.
+    """spawn: run a coroutine in the background, its failure logged. save_reservations: returns once durable, and raises
+    `volume.device.Unavailable` where the record was not stored, or may not have been.
 
     unit_of: the logical unit with this designator (the bytes of its NAA designator in VPD page 83), or None if this
     member does not serve it. now: monotonic seconds. sleep: waits that many seconds (pacing of background work).
+    sanitize_bytes_per_s: how fast a SANITIZE overwrites, so that it leaves the disks to others.
     """
 
     spawn: Callable[[Coroutine[Any, Any, None]], object]
@@ -22,3 +24,4 @@ class Services:
     unit_of: "Callable[[bytes], LogicalUnit | None]"
     now: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]]
+    sanitize_bytes_per_s: int = 64 << 20

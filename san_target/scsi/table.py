@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from san_target.scsi.copy_results import COPY_OPERATIONS
 from san_target.scsi.medium import MEDIUM_OPERATIONS
 from san_target.scsi.operation import Operations
 from san_target.scsi.persistent_in import PERSISTENT_OPERATIONS
@@ -9,6 +10,7 @@ from san_target.scsi.persistent_out import RESERVE_6_OPERATIONS
 from san_target.scsi.provisioning import PROVISIONING_OPERATIONS
 from san_target.scsi.read_write import READ_WRITE_OPERATIONS
 from san_target.scsi.reports import REPORT_OPERATIONS
+from san_target.scsi.sanitize import SANITIZE_OPERATIONS
 from san_target.scsi.verify import VERIFY_OPERATIONS
 
 OPERATIONS: Final[Operations] = {
@@ -19,6 +21,8 @@ OPERATIONS: Final[Operations] = {
     **PROVISIONING_OPERATIONS,
     **PERSISTENT_OPERATIONS,
     **RESERVE_6_OPERATIONS,
+    **COPY_OPERATIONS,
+    **SANITIZE_OPERATIONS,
 }
 
 WRITE_ATOMIC_16: Final = (0x9C, None)
