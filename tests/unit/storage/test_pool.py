@@ -1,0 +1,394 @@
+"""The pool on disk: what it remembers, what it refuses, and what it says then."""
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from san_target.storage.pool import Pool
+from san_target.storage.records import HeldRange, PoolError
+from san_target.storage.threads import SynchronousThreads, ThreadPool
+
+GROUP = "ab" * 16
+VOLUME = "0123456789abcdef" * 2
+OTHER = "fedcba9876543210" * 2
+MIB = 1 << 20
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+@contextlib.asynccontextmanager
+async def opened(directory: Path, group: str = GROUP, revision: int = 5) -> AsyncIterator[Pool]:
+    pool = Pool(directory, SynchronousThreads())
+    await pool.open(group, revision)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+async def create(pool: Pool, volume_id: str = VOLUME, generation: int = 5):
+    return await pool.create_volume(volume_id, MIB, 512, [HeldRange(0, MIB // 512, generation)])
+
+
+def test_a_volume_is_there_after_a_restart(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path / "pool") as pool:
+            volume = await create(pool)
+            volume.file.write(4096, b"hello")
+            pool_id = pool.pool_id
+        async with opened(tmp_path / "pool") as pool:
+            assert pool.list_volumes() == [VOLUME]
+            assert pool.problems == {}
+            assert pool.pool_id == pool_id
+            volume = pool.open_volume(VOLUME)
+            assert volume.file.size_bytes == MIB
+            assert volume.held == (HeldRange(0, 2048, 5),)
+            assert volume.file.read(4096, 5) == b"hello"
+
+    run(work())
+
+
+def test_it_works_with_real_threads(tmp_path: Path) -> None:
+    async def work() -> None:
+        threads = ThreadPool(2, 1)
+        pool = Pool(tmp_path, threads)
+        await pool.open(GROUP, 1)
+        await create(pool)
+        await pool.close()
+        threads.close()
+
+    run(work())
+    assert (tmp_path / "volumes" / f"{VOLUME}.blocks").stat().st_size == MIB
+
+
+def test_nobody_else_may_read_the_volumes(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path / "pool") as pool:
+            await create(pool)
+
+    run(work())
+    assert (tmp_path / "pool" / "volumes").stat().st_mode & 0o077 == 0
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "pool" / "volumes").iterdir())
+
+
+def test_creating_the_same_again_is_harmless_and_something_else_is_refused(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            first = await create(pool)
+            assert await create(pool) is first
+            with pytest.raises(PoolError, match="already"):
+                await pool.create_volume(VOLUME, 2 * MIB, 512, [HeldRange(0, 4096, 5)])
+
+    run(work())
+
+
+def test_a_deleted_volume_is_gone_and_deleting_again_is_harmless(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            await create(pool)
+            await create(pool, OTHER)
+            await pool.delete_volume(VOLUME)
+            await pool.delete_volume(VOLUME)
+            assert pool.list_volumes() == [OTHER]
+            with pytest.raises(PoolError):
+                pool.open_volume(VOLUME)
+        assert [path.name for path in sorted((tmp_path / "volumes").iterdir())] == [f"{OTHER}.blocks", f"{OTHER}.held"]
+
+    run(work())
+
+
+def test_an_interrupted_deletion_is_finished_at_the_next_start(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            await create(pool)
+        (tmp_path / "volumes" / f"{VOLUME}.held").rename(tmp_path / "volumes" / f"{VOLUME}.deleting")
+        async with opened(tmp_path) as pool:
+            assert pool.list_volumes() == []
+        assert list((tmp_path / "volumes").iterdir()) == []
+
+    run(work())
+
+
+def test_an_interrupted_creation_can_be_repeated(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            await create(pool)
+        (tmp_path / "volumes" / f"{VOLUME}.held").unlink()
+        async with opened(tmp_path) as pool:
+            assert pool.list_volumes() == []
+            await create(pool)
+
+    run(work())
+
+
+def test_data_without_a_record_is_never_taken_over(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            volume = await create(pool)
+            volume.file.write(0, b"precious")
+            volume.file.flush()
+        (tmp_path / "volumes" / f"{VOLUME}.held").unlink()
+        async with opened(tmp_path) as pool:
+            with pytest.raises(PoolError, match="restore"):
+                await create(pool)
+        assert (tmp_path / "volumes" / f"{VOLUME}.blocks").read_bytes().startswith(b"precious")
+
+    run(work())
+
+
+def test_growing_adds_held_blocks_that_read_as_zeros(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            await create(pool, generation=5)
+            await pool.resize_volume(VOLUME, 2 * MIB, 5)
+            assert pool.open_volume(VOLUME).held == (HeldRange(0, 4096, 5),)
+            await pool.resize_volume(VOLUME, 3 * MIB, 9)
+        async with opened(tmp_path, revision=9) as pool:
+            volume = pool.open_volume(VOLUME)
+            assert volume.held == (HeldRange(0, 4096, 5), HeldRange(4096, 6144, 9))
+            assert volume.file.read(2 * MIB, MIB) == bytes(MIB)
+
+    run(work())
+
+
+def test_shrinking_and_growing_again_shows_no_old_data(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            volume = await create(pool)
+            volume.file.write(0, b"\xff" * MIB)
+            await pool.resize_volume(VOLUME, MIB - 512, 5)
+            assert pool.open_volume(VOLUME).held == (HeldRange(0, 2047, 5),)
+            await pool.resize_volume(VOLUME, MIB, 5)
+            assert volume.file.read(MIB - 1024, 1024) == b"\xff" * 512 + bytes(512)
+
+    run(work())
+
+
+def test_an_interrupted_resize_ends_as_the_record_says(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            await create(pool)
+        os.truncate(tmp_path / "volumes" / f"{VOLUME}.blocks", 2 * MIB)
+        async with opened(tmp_path) as pool:
+            assert pool.open_volume(VOLUME).file.size_bytes == MIB
+        assert (tmp_path / "volumes" / f"{VOLUME}.blocks").stat().st_size == MIB
+
+    run(work())
+
+
+def test_the_held_ranges_can_be_replaced(tmp_path: Path) -> None:
+    async def work() -> None:
+        held = (HeldRange(0, 8, 5), HeldRange(16, 2048, 7, "receiving"))
+        async with opened(tmp_path) as pool:
+            await create(pool)
+            await pool.update_held(VOLUME, held)
+        async with opened(tmp_path, revision=7) as pool:
+            assert pool.open_volume(VOLUME).held == held
+
+    run(work())
+
+
+def test_the_pool_of_another_group_is_refused(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path):
+            pass
+        with pytest.raises(PoolError, match="belongs to group .*another pool directory"):
+            async with opened(tmp_path, group="cd" * 16):
+                pass
+
+    run(work())
+
+
+def test_an_older_store_is_refused(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path, revision=5) as pool:
+            await pool.note_revision(20)
+            await pool.note_revision(10)
+            assert pool.revision == 20
+        with pytest.raises(PoolError, match="older than the pool .*backup"):
+            async with opened(tmp_path, revision=19):
+                pass
+        async with opened(tmp_path, revision=20):
+            pass
+
+    run(work())
+
+
+def test_a_generation_counts_as_a_seen_revision(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path, revision=5) as pool:
+            await create(pool, generation=12)
+        with pytest.raises(PoolError, match="older"):
+            async with opened(tmp_path, revision=11):
+                pass
+
+    run(work())
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    import crc32c
+
+    async def work() -> None:
+        async with opened(tmp_path):
+            pass
+        body = b'{"format":2,"pool_id":"x","group_id":"' + GROUP.encode() + b'","revision":1}'
+        (tmp_path / "pool.json").write_bytes(b'{"crc32c":%d,"record":%b}' % (crc32c.crc32c(body), body))
+        with pytest.raises(PoolError, match="upgrade this member"):
+            async with opened(tmp_path):
+                pass
+
+    run(work())
+
+
+def test_a_pool_without_its_record_is_refused(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            await create(pool)
+        (tmp_path / "pool.json").unlink()
+        with pytest.raises(PoolError, match="restore"):
+            async with opened(tmp_path):
+                pass
+
+    run(work())
+
+
+@pytest.mark.parametrize("damage", ["flipped digit", "cut", "not text", "empty"])
+@pytest.mark.parametrize("name", ["pool.json", "held"])
+def test_damaged_records_are_noticed(tmp_path: Path, damage: str, name: str) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            await create(pool)
+        path = tmp_path / name if name == "pool.json" else tmp_path / "volumes" / f"{VOLUME}.held"
+        data = path.read_bytes()
+        path.write_bytes(
+            {
+                "flipped digit": data.replace(b":5", b":4"),
+                "cut": data[: len(data) // 2],
+                "not text": b"\xff\xfe" + data,
+                "empty": b"",
+            }[damage]
+        )
+        if name == "pool.json":
+            with pytest.raises(PoolError, match="damaged"):
+                async with opened(tmp_path):
+                    pass
+        else:
+            async with opened(tmp_path) as pool:
+                with pytest.raises(PoolError, match="damaged"):
+                    pool.open_volume(VOLUME)
+
+    run(work())
+
+
+@pytest.mark.parametrize("damage", ["missing", "too short"])
+def test_a_damaged_volume_is_refused_and_the_others_are_served(tmp_path: Path, damage: str) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            await create(pool)
+            await create(pool, OTHER)
+        path = tmp_path / "volumes" / f"{VOLUME}.blocks"
+        if damage == "missing":
+            path.unlink()
+        else:
+            os.truncate(path, 4096)
+        async with opened(tmp_path) as pool:
+            assert pool.list_volumes() == [VOLUME, OTHER]
+            assert list(pool.problems) == [VOLUME]
+            with pytest.raises(PoolError, match="backup.*delete the volume"):
+                pool.open_volume(VOLUME)
+            pool.open_volume(OTHER)
+            with pytest.raises(PoolError):
+                await create(pool)
+            await pool.delete_volume(VOLUME)
+            assert pool.list_volumes() == [OTHER]
+
+    run(work())
+
+
+def test_the_record_of_another_volume_is_refused(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            await create(pool)
+            await create(pool, OTHER)
+        held = tmp_path / "volumes"
+        (held / f"{OTHER}.held").write_bytes((held / f"{VOLUME}.held").read_bytes())
+        async with opened(tmp_path) as pool:
+            with pytest.raises(PoolError, match="belongs to volume"):
+                pool.open_volume(OTHER)
+
+    run(work())
+
+
+def test_an_unknown_volume_is_refused_with_advice(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            with pytest.raises(PoolError, match="another pool directory"):
+                pool.open_volume(VOLUME)
+
+    run(work())
+
+
+def test_two_processes_never_open_one_pool(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import asyncio, sys, pathlib\n"
+            "from san_target.storage.pool import Pool\n"
+            "from san_target.storage.threads import SynchronousThreads\n"
+            "pool = Pool(pathlib.Path(sys.argv[1]), SynchronousThreads())\n"
+            f"asyncio.run(pool.open({GROUP!r}, 5))\n"
+            "print('open', flush=True)\n"
+            "sys.stdin.read()\n",
+            str(tmp_path),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"open\n"
+
+        async def refused() -> None:
+            with pytest.raises(PoolError, match=f"in use by process {holder.pid}"):
+                async with opened(tmp_path):
+                    pass
+
+        run(refused())
+    finally:
+        holder.communicate()
+
+    async def free_now() -> None:
+        async with opened(tmp_path):
+            pass
+
+    run(free_now())
+
+
+def test_space_is_that_of_the_file_system(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            total, free = pool.space()
+            assert 0 < free <= total
+
+    run(work())
+
+
+def test_a_pool_in_a_file_is_refused_with_advice(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+
+    async def work() -> None:
+        with pytest.raises(PoolError, match="not a directory"):
+            async with opened(tmp_path / "file"):
+                pass
+
+    run(work())
