@@ -150,8 +150,11 @@ class LocalBlocks:
         except BaseException:
             self.locks.release(lock)
             raise
-        # Callbacks run in the order they were added: the change is counted before anybody hears that it ended.
-        future.add_done_callback(partial(self._ended, lock, changes))
+        # The change is counted before anybody hears that it ended: callbacks run in the order they were added.
+        if future.done():
+            self._ended(lock, changes, future)
+        else:
+            future.add_done_callback(partial(self._ended, lock, changes))
         try:
             return await asyncio.shield(future)
         except StorageError as error:

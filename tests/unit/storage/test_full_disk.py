@@ -71,11 +71,12 @@ def test_a_full_pool_loses_nothing_and_heals(small_disk: Path) -> None:
             for lba, data in written.items():
                 assert await volume.read(lba, 1) == data
 
-        lba = 0
-        with pytest.raises(OutOfSpace):
-            while lba < BLOCKS:
+        async def fill() -> None:
+            for lba in range(0, BLOCKS - 37, 37):
                 await write(lba, 37)
-                lba += 37
+
+        with pytest.raises(OutOfSpace):
+            await fill()
         assert len(written) > 500
         await verify(volume)
         for durable in (True, False):

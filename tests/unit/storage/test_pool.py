@@ -201,7 +201,7 @@ def test_the_pool_of_another_group_is_refused(tmp_path: Path) -> None:
     async def work() -> None:
         async with opened(tmp_path):
             pass
-        with pytest.raises(PoolError, match="belongs to group .*another pool directory"):
+        with pytest.raises(PoolError, match=r"belongs to group .*another pool directory"):
             async with opened(tmp_path, group="cd" * 16):
                 pass
 
@@ -214,7 +214,7 @@ def test_an_older_store_is_refused(tmp_path: Path) -> None:
             await pool.note_revision(20)
             await pool.note_revision(10)
             assert pool.revision == 20
-        with pytest.raises(PoolError, match="older than the pool .*backup"):
+        with pytest.raises(PoolError, match=r"older than the pool .*backup"):
             async with opened(tmp_path, revision=19):
                 pass
         async with opened(tmp_path, revision=20):
@@ -303,7 +303,7 @@ def test_a_damaged_volume_is_refused_and_the_others_are_served(tmp_path: Path, d
         async with opened(tmp_path) as pool:
             assert pool.list_volumes() == [VOLUME, OTHER]
             assert list(pool.problems) == [VOLUME]
-            with pytest.raises(PoolError, match="backup.*delete the volume"):
+            with pytest.raises(PoolError, match=r"backup.*delete the volume"):
                 pool.open_volume(VOLUME)
             pool.open_volume(OTHER)
             with pytest.raises(PoolError):

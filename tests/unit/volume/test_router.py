@@ -1,0 +1,57 @@
+"""What is served here follows from the map and from what the pool holds, both."""
+
+import pytest
+
+from san_target.storage.records import HeldRange
+from san_target.volume.device import MediumError, Unavailable
+from san_target.volume.partition_map import PartitionMap, Placement, Segment
+from san_target.volume.router import Router, Served, no_forwarding
+
+MINE, THEIRS = Placement("a", generation=3), Placement("b", generation=4)
+
+
+def snapshot(blocks: int = 100):
+    volume_map = PartitionMap(blocks, MINE)
+    volume_map.replace(40, 60, THEIRS)
+    return volume_map.snapshot()
+
+
+def test_a_whole_volume_that_is_owned_and_held_needs_no_look_up() -> None:
+    router = Router(PartitionMap(100, MINE).snapshot(), "a", [HeldRange(0, 50, 3), HeldRange(50, 100, 3)])
+    assert router.whole
+    assert router.serves(0, 100)
+
+
+def test_only_what_is_owned_and_held_is_served() -> None:
+    router = Router(snapshot(), "a", [HeldRange(0, 30, 3), HeldRange(35, 100, 3)])
+    assert not router.whole
+    assert router.served == (Served(0, 30), Served(35, 40), Served(60, 100))
+    assert router.serves(0, 30)
+    assert router.serves(60, 40)
+    for lba, blocks in ((0, 31), (30, 1), (34, 2), (40, 1), (39, 2), (59, 2)):
+        assert not router.serves(lba, blocks)
+
+
+def test_segments_name_the_owners() -> None:
+    router = Router(snapshot(), "a", [HeldRange(0, 100, 3)])
+    assert router.segments(30, 40) == [Segment("a", 30, 10, 3), Segment("b", 40, 20, 4), Segment("a", 60, 10, 3)]
+    assert router.segments(45, 5) == [Segment("b", 45, 5, 4)]
+
+
+def test_blocks_without_a_record_are_lost_and_not_zeros() -> None:
+    router = Router(PartitionMap(100, MINE).snapshot(), "a", [HeldRange(0, 30, 3)])
+    refusal = router.refusal(20, 20)
+    assert isinstance(refusal, MediumError)
+    assert refusal.lba == 30
+
+
+@pytest.mark.parametrize("held", [HeldRange(0, 100, 2), HeldRange(0, 100, 3, "receiving")])
+def test_another_generation_or_state_may_be_served_later(held: HeldRange) -> None:
+    router = Router(PartitionMap(100, MINE).snapshot(), "a", [held])
+    assert not router.serves(0, 1)
+    assert isinstance(router.refusal(0, 1), Unavailable)
+
+
+def test_there_is_no_forwarding_without_a_way() -> None:
+    with pytest.raises(Unavailable, match="'b'"):
+        no_forwarding(Segment("b", 45, 5, 4))
