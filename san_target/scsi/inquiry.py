@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from san_target.scsi import pages
 from san_target.scsi.command import Command, Outcome
+from san_target.scsi.copy_results import third_party_copy_descriptors
 from san_target.scsi.identity import PRODUCT, REVISION, VENDOR
 from san_target.scsi.sense import invalid_field_in_cdb
 
@@ -222,11 +223,16 @@ def _logical_block_provisioning(unit: "LogicalUnit") -> bytes:
     )
 
 
+def _third_party_copy(unit: "LogicalUnit") -> bytes:
+    return third_party_copy_descriptors(unit.block_size)
+
+
 PAGES: Final[dict[int, Callable[["LogicalUnit"], bytes]]] = {
     0x00: _supported_pages,
     0x80: _unit_serial_number,
     0x83: _device_identification,
     0x86: _extended_inquiry,
+    0x8F: _third_party_copy,
     0xB0: _block_limits,
     0xB1: _block_device_characteristics,
     0xB2: _logical_block_provisioning,

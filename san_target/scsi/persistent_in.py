@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from san_target.scsi import transport_id
 from san_target.scsi.command import RESERVATION_CONFLICT, Outcome
+from san_target.scsi.inquiry import RELATIVE_TARGET_PORT_IDENTIFIER
 from san_target.scsi.operation import Access, Operation, Operations
-from san_target.scsi.persistent_out import PERSISTENT_OUT_OPERATIONS, RELATIVE_TARGET_PORT
+from san_target.scsi.persistent_out import PERSISTENT_OUT_OPERATIONS
 from san_target.scsi.reservation_rules import ALL_REGISTRANTS_TYPES, LOGICAL_UNIT_SCOPE, State
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def read_full_status(state: State) -> bytes:
                 key,
                 1 if holder else 0,
                 LOGICAL_UNIT_SCOPE << 4 | state.type if holder and state.type is not None else 0,
-                RELATIVE_TARGET_PORT,
+                RELATIVE_TARGET_PORT_IDENTIFIER,
                 len(name),
             )
             + name

@@ -4,6 +4,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from san_target.scsi import transport_id
+from san_target.scsi.inquiry import RELATIVE_TARGET_PORT_IDENTIFIER
 from san_target.scsi.operation import Access, Operation, Operations
 from san_target.scsi.reservation_rules import Port, Request, ServiceAction
 from san_target.scsi.reservations import port_of
@@ -26,8 +27,6 @@ PERSISTENT_RESERVE_OUT = 0x5F
 PARAMETER_LIST_BYTES = 24
 # Every registration has its own TransportID: what one list can usefully hold is far below this.
 PARAMETER_LIST_BYTES_MAX = 64 << 10
-# A target has one portal group here, hence one target port; page 83h gives it this identifier.
-RELATIVE_TARGET_PORT = 1
 
 
 def parameter_list_length(cdb: bytes, _block_size: int = 0) -> int:
@@ -83,7 +82,7 @@ def _register_and_move(cdb: bytes, data: bytes, port: Port, known: list[Port]) -
     relative_port, id_length = struct.unpack_from(">HI", data, 18)
     if len(data) != PARAMETER_LIST_BYTES + id_length:
         raise CheckCondition(PARAMETER_LIST_LENGTH_ERROR)
-    if relative_port != RELATIVE_TARGET_PORT:
+    if relative_port != RELATIVE_TARGET_PORT_IDENTIFIER:
         raise invalid_field_in_parameter_list(18)
     name, end = transport_id.decode(data, PARAMETER_LIST_BYTES)
     ports = _ports_named(name, port, known)
