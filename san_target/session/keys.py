@@ -51,7 +51,7 @@ class Key:
     """One text key.
 
     section    where the standard defines it
-    stages     where the initiator may send it
+    stages     where it may be sent
     lowest, highest   the range of a number, both included
     default    the value that holds if nobody mentions the key; None where there is no such value
     discovery  False: meaningless in a discovery session ("Irrelevant when: SessionType=Discovery")
@@ -76,7 +76,6 @@ _SECURITY: Final = frozenset({Stage.SECURITY})
 _OPERATIONAL: Final = frozenset({Stage.OPERATIONAL})
 _OPERATIONAL_AND_LATER: Final = frozenset({Stage.OPERATIONAL, Stage.FULL_FEATURE})
 _FULL_FEATURE: Final = frozenset({Stage.FULL_FEATURE})
-_NEVER: Final[frozenset[Stage]] = frozenset()
 
 LENGTH_MIN: Final = 512
 LENGTH_MAX: Final = (1 << 24) - 1
@@ -120,10 +119,10 @@ _ROWS: Final = (
     Key("SendTargets", Kind.REQUEST, "RFC 7143 13.3", _FULL_FEATURE, Sender.INITIATOR),
     Key("TargetName", Kind.IDENTITY, "RFC 7143 13.4", _ANY_STAGE),
     Key("InitiatorName", Kind.IDENTITY, "RFC 7143 13.5", _ANY_STAGE, Sender.INITIATOR),
-    Key("TargetAlias", Kind.DECLARED_TEXT, "RFC 7143 13.6", _NEVER, Sender.TARGET),
+    Key("TargetAlias", Kind.DECLARED_TEXT, "RFC 7143 13.6", _ALL, Sender.TARGET),
     Key("InitiatorAlias", Kind.IDENTITY, "RFC 7143 13.7", _ALL, Sender.INITIATOR),
-    Key("TargetAddress", Kind.DECLARED_TEXT, "RFC 7143 13.8", _NEVER, Sender.TARGET),
-    Key("TargetPortalGroupTag", Kind.DECLARED_NUMBER, "RFC 7143 13.9", _NEVER, Sender.TARGET, highest=65535),
+    Key("TargetAddress", Kind.DECLARED_TEXT, "RFC 7143 13.8", _ALL, Sender.TARGET),
+    Key("TargetPortalGroupTag", Kind.DECLARED_NUMBER, "RFC 7143 13.9", _ANY_STAGE, Sender.TARGET, highest=65535),
     Key("SessionType", Kind.IDENTITY, "RFC 7143 13.21", _ANY_STAGE, Sender.INITIATOR, default="Normal"),
     Key("X#NodeArchitecture", Kind.DECLARED_TEXT, "RFC 7143 13.26", _ANY_STAGE),
     # Operation of the session and connection
@@ -183,7 +182,7 @@ _ROWS: Final = (
     Key(
         "iSCSIProtocolLevel",
         Kind.MINIMUM,
-        "RFC 7143 13.24, RFC 7144 7.1",
+        "RFC 7143 13.24, RFC 7144",
         _OPERATIONAL,
         lowest=0,
         highest=31,
