@@ -99,7 +99,8 @@ def whole_blocks(unit: "LogicalUnit", command: Command, blocks: int) -> memoryvi
 def exact_data(command: Command, length: int, longer_is_ignored: bool = True) -> memoryview:
     """The Data-Out of commands that mean all of it or nothing (SPC-4: INVALID FIELD IN COMMAND INFORMATION UNIT)."""
     data = memoryview(command.data_out)
-    if len(data) < length or (len(data) > length and not longer_is_ignored):
+    offered = len(data) if command.data_out_expected is None else command.data_out_expected
+    if len(data) < length or (offered > length and not longer_is_ignored):
         raise CheckCondition(INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT)
     return data[:length]
 

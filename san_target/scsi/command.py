@@ -30,12 +30,14 @@ class Command:
 
     cdb            the whole CDB (16 bytes as a rule; longer with an extended-CDB AHS)
     data_out       all Data-Out bytes that arrived (may be shorter or longer than the CDB asks for)
+    data_out_expected  how many the initiator said it has (the expected data transfer length of a write); None = as
+                   many as arrived. Tells commands that take an exact length from those that were cut to what they take
     lun            logical unit number as an int (already decoded from the 8-byte field)
     attribute      one of SIMPLE, ORDERED, ...
     aborted        set by task management: the command must stop at its next safe point and its outcome is dropped
     """
 
-    __slots__ = ("aborted", "attribute", "cdb", "data_out", "lun", "nexus")
+    __slots__ = ("aborted", "attribute", "cdb", "data_out", "data_out_expected", "lun", "nexus")
 
     def __init__(
         self, nexus: "Nexus", cdb: bytes, data_out: "Buffer" = b"", lun: int = 0, attribute: int = SIMPLE
@@ -43,6 +45,7 @@ class Command:
         self.nexus = nexus
         self.cdb = cdb
         self.data_out = data_out
+        self.data_out_expected: int | None = None
         self.lun = lun
         self.attribute = attribute
         self.aborted = False

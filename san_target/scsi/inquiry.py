@@ -212,7 +212,7 @@ def _logical_block_provisioning(unit: "LogicalUnit") -> bytes:
             "threshold_exponent": 0,
             "lbpu": True,
             "lbpws": True,
-            "lbpws10": True,
+            "lbpws10": False,  # see provisioning.py
             "lbprz": 1,
             "anc_sup": False,
             "dp": False,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 MAXIMUM_TRANSFER_BYTES = 8 << 20
 OPTIMAL_TRANSFER_BYTES = 1 << 20
-MAXIMUM_WRITE_SAME_BYTES = 1 << 30
+MAXIMUM_WRITE_SAME_BLOCKS = 0xFFFF  # what WRITE SAME (10) can say at all, and done in well under a second
 MAXIMUM_UNMAP_BLOCKS = 1 << 20
 MAXIMUM_UNMAP_DESCRIPTORS = 256
 # Atomic with respect to other initiators at one owner; a longer one could span two owners of the volume.
@@ -25,7 +25,6 @@ class Limits:
     unmap_granularity: int
     compare_and_write: int
     atomic_blocks: int
-    physical_block_exponent: int
 
     @classmethod
     def of(cls, block_size: int, atomic_blocks_max: int = 0) -> "Limits":
@@ -34,11 +33,10 @@ class Limits:
         return cls(
             transfer=transfer,
             optimal_transfer=OPTIMAL_TRANSFER_BYTES // block_size,
-            write_same=MAXIMUM_WRITE_SAME_BYTES // block_size,
+            write_same=MAXIMUM_WRITE_SAME_BLOCKS,
             unmap=MAXIMUM_UNMAP_BLOCKS,
             unmap_descriptors=MAXIMUM_UNMAP_DESCRIPTORS,
             unmap_granularity=granularity,
             compare_and_write=MAXIMUM_COMPARE_AND_WRITE_BLOCKS,
             atomic_blocks=min(atomic_blocks_max, transfer),
-            physical_block_exponent=granularity.bit_length() - 1,
         )

@@ -178,13 +178,13 @@ class LogicalUnit:
             self.refresh(nexus)
 
     def reset(self, asc_ascq: tuple[int, int] = (0x29, 0x03), by: "Nexus | None" = None) -> None:
-        """Logical unit reset (SAM-5 6.3.3): every nexus but the one that asked for it owes a unit attention."""
+        """Logical unit reset: every nexus owes a unit attention, also the one that asked for it (SAM-5 6.3.3)."""
         self.reservations.reset()
         self.copies.reset()
         self.preventing.clear()
         self.parameters = mode.defaults(self.write_through)
         self.stopped = False
-        self.establish(Condition(sense.UNIT_ATTENTION, *asc_ascq), other_than=by)
+        self.establish(Condition(sense.UNIT_ATTENTION, *asc_ascq))
         self.refresh_all()
 
     def change_parameters(self, parameters: "ModeParameters") -> None:

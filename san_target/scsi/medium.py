@@ -66,7 +66,7 @@ def read_capacity_16(unit: "LogicalUnit", command: Command) -> Outcome:
             "p_type": 0,
             "prot_en": False,
             "p_i_exponent": 0,
-            "logical_blocks_per_physical_block_exponent": unit.limits.physical_block_exponent,
+            "logical_blocks_per_physical_block_exponent": 0,
             "lbpme": True,
             "lbprz": True,
             "lowest_aligned_logical_block_address": 0,

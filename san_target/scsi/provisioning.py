@@ -67,8 +67,10 @@ def _require_write_same_fields(cdb: bytes) -> None:
         raise invalid_field_in_cdb(1, ANCHOR_BIT)
     if cdb[1] & _OBSOLETE:
         raise invalid_field_in_cdb(1, 2)
-    if cdb[0] != WRITE_SAME_16 and cdb[1] & 1 << NDOB_BIT:
-        raise invalid_field_in_cdb(1, NDOB_BIT)
+    if cdb[0] != WRITE_SAME_16 and cdb[1] & (1 << NDOB_BIT | 1 << UNMAP_BIT):
+        # Unmapping is offered by WRITE SAME (16) alone (LBPWS10 = 0). Hosts disagree on what the (10) does with data
+        # that is not zero: some mean a write of it, others an unmap, and one of them would lose data.
+        raise invalid_field_in_cdb(1, UNMAP_BIT if cdb[1] & 1 << UNMAP_BIT else NDOB_BIT)
 
 
 # --- UNMAP ------------------------------------------------------------------------------------------------------------
@@ -88,7 +90,8 @@ async def unmap(unit: "LogicalUnit", command: Command) -> Outcome:
     ranges = _parse_unmap(unit, bytes(memoryview(command.data_out)[:length]))
     unit.require_writable()
     for lba, blocks in ranges:
-        require_range(unit, lba, blocks)
+        if blocks or lba > unit.device.blocks:  # an empty range may end where the volume does
+            require_range(unit, lba, blocks)
     await unit.device.unmap([each for each in ranges if each[1]])
     return OUTCOME_GOOD
 
@@ -137,7 +140,7 @@ async def get_lba_status(unit: "LogicalUnit", command: Command) -> Outcome:
 PROVISIONING_OPERATIONS: Operations = {
     (0x41, None): Operation(
         "WRITE SAME (10)",
-        bytes.fromhex("41 f8 ff ff ff ff 00 ff ff 04"),
+        bytes.fromhex("41 f0 ff ff ff ff 00 ff ff 04"),
         later=write_same,
         data_out=write_same_data_out,
         access=Access.WRITE,

@@ -138,7 +138,10 @@ async def compare_and_write(unit: "LogicalUnit", command: Command) -> Outcome:
     unit.require_writable()
     require_range(unit, lba, blocks)
     half = blocks * unit.block_size
-    data = exact_data(command, 2 * half, longer_is_ignored=False)
+    if command.data_out_expected is not None and command.data_out_expected > 2 * half:
+        # Whoever has more data means more blocks than the one-byte field says (256 become 0 there).
+        raise invalid_field_in_cdb(13)
+    data = exact_data(command, 2 * half)
     if not blocks:
         return OUTCOME_GOOD
     durable = unit.durable(bool(cdb[1] & FUA))
