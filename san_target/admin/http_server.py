@@ -14,7 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
+    from starlette.types import ASGIApp
 
 CONNECTIONS_MAX = 64
 LOOK_INTERVAL_S = 10.0
@@ -60,11 +60,12 @@ class _Server(uvicorn.Server):
 class AdminServer:
     """Serves an application on a listening socket until `stop`."""
 
-    def __init__(self, app: "Starlette", listener: socket.socket) -> None:
+    def __init__(self, app: "ASGIApp", listener: socket.socket) -> None:
         self._listener = listener
         self._server = _Server(
             uvicorn.Config(
                 app,
+                interface="asgi3",
                 http=BoundedProtocol,
                 ws="none",
                 lifespan="off",

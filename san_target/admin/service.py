@@ -36,7 +36,7 @@ class ChapUser(Request, kw_only=True, frozen=True):
     """A CHAP user with its secret; RFC 7143 9.2.1 asks for at least 96 bits."""
 
     user: Annotated[str, Meta(min_length=1, max_length=255)]
-    secret: Annotated[str, Meta(min_length=12, max_length=255)]
+    secret: Annotated[str, Meta(min_length=12, max_length=128)]
 
     def __repr__(self) -> str:
         return f"ChapUser(user={self.user!r}, secret=...)"

@@ -1,0 +1,38 @@
+"""A stand-in for `san-target serve` in tests of the demo: the fake member on a real admin port, and `ready`.
+
+SAN_TARGET_FAKE chooses how it fares: "" serves, "refuse" fails at once, "die" ends after it was ready.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+
+from san_target.admin.app import create_app
+from san_target.admin.http_server import AdminServer, listen
+from san_target.cli.values import parse_address
+from tests.unit.admin.fake_service import FakeService
+
+
+async def serve(admin: str, fate: str) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    service = FakeService(admin=admin)
+    server = AdminServer(create_app(service, None), listen(*parse_address(admin)))
+    await server.start()
+    print("ready m1", flush=True)
+    if fate == "die":
+        while not await service.volumes():
+            await asyncio.sleep(0.01)
+        print("san-target: the pool is gone", file=sys.stderr, flush=True)
+        os._exit(3)
+    await stop.wait()
+    await server.stop()
+    print("ended in order", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    fate = os.environ.get("SAN_TARGET_FAKE", "")
+    if fate == "refuse":
+        sys.exit("san-target: the store is damaged")
+    asyncio.run(serve(sys.argv[sys.argv.index("--admin") + 1], fate))
