@@ -190,7 +190,7 @@ class Connection(Commands):
             status_detail=response.status_detail,
         )
         if self._login.failed:
-            self.fail(f"login refused: {response.status_class:02x}{response.status_detail:02x}")
+            self.fail(f"login answered 0x{response.status_class:02x}{response.status_detail:02x}: {self._login.reason}")
         elif self._login.result is not None:
             self._enter_full_feature(self._login.result)
         self.host.wake()
@@ -267,16 +267,7 @@ class Connection(Commands):
     def _on_text(self, pdu: Pdu) -> None:
         assert self._text is not None
         header = pdus.parse(pdu.bhs)
-        answer = self._text.respond(
-            TextRequest(
-                header.final,
-                header.continue_,
-                header.initiator_task_tag,
-                header.target_transfer_tag,
-                header.lun,
-                bytes(pdu.data),
-            )
-        )
+        answer = self._text.respond(TextRequest.parse(pdu.bhs, pdu.data))
         if answer is None:
             self._refuse_pdu(REJECT_PROTOCOL_ERROR, pdu)
         else:

@@ -6,6 +6,7 @@ buffer; a PDU longer than `OWN_BUFFER_BYTES` gets a buffer of its own into which
 """
 
 from collections.abc import Iterator
+from struct import Struct
 from typing import Final
 
 from san_target.wire.digest import digest
@@ -13,6 +14,7 @@ from san_target.wire.opcodes import BHS_BYTES
 
 OWN_BUFFER_BYTES: Final = 16384
 _EMPTY: Final = memoryview(b"")
+_LENGTHS: Final = Struct(">4xI").unpack_from  # TotalAHSLength << 24 | DataSegmentLength
 
 
 class FramingError(Exception):
@@ -95,17 +97,40 @@ class Framer:
             count += len(self._tail)
             self._tail = b""
         position = 0
+        plain = not (self.header_digest or self.data_digest)
+        data_segment_max = self.data_segment_max
         while count - position >= BHS_BYTES:
-            end = position + self._pdu_bytes(shared, position)
-            if end > count:
-                break
-            yield self._cut(shared, position, end, False)
+            (lengths,) = _LENGTHS(shared, position)
+            if plain and lengths <= data_segment_max:
+                # No AHS, no digests: the common case, without the calls below.
+                start = position + BHS_BYTES
+                end = start + (lengths + 3 & ~3)
+                if end > count:
+                    break
+                bhs = bytes(shared[position:start])
+                yield Pdu(bhs, b"", shared[start : start + lengths] if lengths else _EMPTY, not lengths)
+            else:
+                end = position + self._pdu_bytes(shared, position, count)
+                if end > count:
+                    break
+                yield self._cut(shared, position, end, False)
             position = end
+            plain = not (self.header_digest or self.data_digest)  # a login may just have switched them on
         if position < count:
             self._save(shared, position, count)
 
-    def _pdu_bytes(self, view: memoryview, position: int) -> int:
-        """The length of the PDU that starts at `position`, with AHS, digests and padding."""
+    def _pdu_bytes(self, view: memoryview, position: int, count: int) -> int:
+        """The length of the PDU that starts at `position`, with AHS, digests and padding.
+
+        Only that of its headers, while view[:count] does not hold a header digest that has to be checked first.
+        """
+        if self.header_digest:
+            end = position + BHS_BYTES + (view[position + 4] << 2)
+            if end + 4 > count:
+                return end + 4 - position
+            if view[end : end + 4] != digest(view[position:end]):
+                # RFC 7143 7.8: nothing in the header can be trusted, lengths least, so the stream cannot be followed.
+                raise FramingError("header digest error")
         data_bytes = view[position + 5] << 16 | view[position + 6] << 8 | view[position + 7]
         if data_bytes == 0:
             return BHS_BYTES + (view[position + 4] << 2) + (4 if self.header_digest else 0)
@@ -118,7 +143,7 @@ class Framer:
         return BHS_BYTES + (view[position + 4] << 2) + (data_bytes + 3 & ~3) + digests
 
     def _cut(self, view: memoryview, position: int, end: int, owned: bool) -> Pdu:
-        """The PDU at view[position:end], digests checked."""
+        """The PDU at view[position:end], whose header is checked, and its data digest."""
         bhs = bytes(view[position : position + BHS_BYTES])
         at = position + BHS_BYTES
         ahs = b""
@@ -126,22 +151,18 @@ class Framer:
             ahs = bytes(view[at : at + (bhs[4] << 2)])
             at += bhs[4] << 2
         if self.header_digest:
-            if view[at : at + 4] != digest(bhs, ahs):
-                # RFC 7143 7.8: nothing in the header can be trusted, so the stream cannot be followed.
-                raise FramingError("header digest error")
             at += 4
         if at == end:
             return Pdu(bhs, ahs, _EMPTY, True)
         data_bytes = bhs[5] << 16 | bhs[6] << 8 | bhs[7]
-        if self.data_digest:
-            # RFC 7143 11.2.3: the data digest covers the padding too.
-            if view[end - 4 : end] != digest(view[at : end - 4]):
-                raise FramingError("data digest error", bhs, data_digest=True)
+        # RFC 7143 11.2.3: the data digest covers the padding too.
+        if self.data_digest and view[end - 4 : end] != digest(view[at : end - 4]):
+            raise FramingError("data digest error", bhs, data_digest=True)
         return Pdu(bhs, ahs, view[at : at + data_bytes], owned)
 
     def _save(self, shared: memoryview, position: int, count: int) -> None:
         if count - position >= BHS_BYTES:
-            pdu_bytes = self._pdu_bytes(shared, position)
+            pdu_bytes = self._pdu_bytes(shared, position, count)
             if pdu_bytes > OWN_BUFFER_BYTES:
                 self._large = memoryview(bytearray(pdu_bytes))
                 self._large_have = count - position

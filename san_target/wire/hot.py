@@ -19,6 +19,8 @@ _SCSI_RESPONSE = Struct(">BBBBI8xIIIIIIII")
 _DATA_IN = Struct(">BBxBIQIIIIIIII")
 _R2T = Struct(">BBxxIQIIIIIIII")
 _NOP_IN = Struct(">BBxxIQIIIII12x")
+_SCSI_RESPONSE_PACK = _SCSI_RESPONSE.pack
+_DATA_IN_PACK = _DATA_IN.pack
 
 # Flags of SCSI Response and Data-In (RFC 7143 11.4.1, 11.7.1)
 RESIDUAL_OVERFLOW: Final = 0x04
@@ -81,7 +83,7 @@ def pack_scsi_response(
 
 def pack_good_response(itt: int, stat_sn: int, exp_cmd_sn: int, max_cmd_sn: int) -> bytes:
     """SCSI Response with status GOOD, no data and no residual: the answer to almost every write."""
-    return _SCSI_RESPONSE.pack(SCSI_RESPONSE, FINAL, 0, 0, 0, itt, 0, stat_sn, exp_cmd_sn, max_cmd_sn, 0, 0, 0)
+    return _SCSI_RESPONSE_PACK(SCSI_RESPONSE, FINAL, 0, 0, 0, itt, 0, stat_sn, exp_cmd_sn, max_cmd_sn, 0, 0, 0)
 
 
 def pack_data_in(
@@ -111,6 +113,13 @@ def pack_data_in(
         data_sn,
         buffer_offset,
         residual,
+    )
+
+
+def pack_read_answer(data_segment_length: int, itt: int, stat_sn: int, exp_cmd_sn: int, max_cmd_sn: int) -> bytes:
+    """The only Data-In of a successful read: F and S set, status GOOD, no residual (RFC 7143 11.7.3)."""
+    return _DATA_IN_PACK(
+        DATA_IN, 0x81, 0, data_segment_length, 0, itt, RESERVED_TAG, stat_sn, exp_cmd_sn, max_cmd_sn, 0, 0, 0
     )
 
 
