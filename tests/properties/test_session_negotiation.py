@@ -170,6 +170,7 @@ def check_answer(name: str, offered: str, answered: str, limits: TargetLimits, d
         assert answered == "NotUnderstood"
 
 
+@settings(deadline=None)
 @given(offers=OFFER_SETS, limits=LIMITS, discovery=st.booleans(), cuts=st.lists(st.integers(0, 25), max_size=3))
 def test_both_sides_end_with_the_same_parameters(
     offers: list[tuple[str, str]], limits: TargetLimits, discovery: bool, cuts: list[int]
@@ -236,7 +237,7 @@ LOGIN_REQUESTS = st.builds(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(requests=st.lists(LOGIN_REQUESTS, max_size=12), chap=st.booleans(), weak_chap=st.booleans(), ready=st.booleans())
 def test_any_login_ends_in_a_documented_way(requests: list[Any], chap: bool, weak_chap: bool, ready: bool) -> None:
     access = Access(chap=(Credentials("alice", b"alice-secret-1"),)) if chap else Access()
@@ -279,7 +280,7 @@ TEXT_REQUESTS = st.tuples(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     requests=st.lists(TEXT_REQUESTS, max_size=12),
     normal=st.booleans(),
