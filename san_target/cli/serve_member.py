@@ -1,16 +1,16 @@
-"""The process of a member: logging, signals, the `ready` line; apart from `serve`, as it takes long to load."""
+"""The process of a member: its log, its life, its last words; apart from `serve`, as it takes long to load."""
 
 import asyncio
+import contextlib
 import logging
-import signal
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
 import click
 import structlog
 
-from san_target.server.environment import Environment
-from san_target.server.member import Member
+from san_target.server.config import ConfigError
+from san_target.server.member import Member, StartError
 
 if TYPE_CHECKING:
     from san_target.server.config import MemberConfig
@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 def run(config: "MemberConfig") -> None:
     """Serve until a signal. Raises ClickException with what the operator can do if the member cannot start."""
     log_to_stderr()
-    asyncio.run(_serve(config))
+    try:
+        asyncio.run(Member(config).serve_forever(announce))
+    except (ConfigError, StartError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+def announce(ready_line: str) -> None:
+    """Say `ready` to whoever waits for it, at once even into a pipe."""
+    click.echo(ready_line)
+    sys.stdout.flush()
 
 
 def log_to_stderr() -> None:
@@ -33,20 +42,17 @@ def log_to_stderr() -> None:
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", LogStream())),
     )
 
 
-async def _serve(config: "MemberConfig") -> None:
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    member = Member(config, Environment())
-    await member.start()
-    try:
-        click.echo(f"ready {member.name}")
-        sys.stdout.flush()
-        await stop.wait()
-    finally:
-        await member.stop()
+class LogStream:
+    """stderr, except that a reader who went away does no harm: ending cleanly matters more than saying so."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
