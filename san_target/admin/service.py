@@ -25,7 +25,7 @@ BlockSize: TypeAlias = Literal[512, 4096]
 PortalPolicy: TypeAlias = Literal["round-robin", "least-loaded", "adaptive", "none"]
 
 TraceSink: TypeAlias = Callable[[str, bytes], None]
-"""Called with ("in" | "out", the 48-byte basic header segment) for each PDU of a session, as connections do."""
+"""Called with ("received" | "sent", the 48-byte basic header segment) for each PDU of a session."""
 
 
 class Request(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):

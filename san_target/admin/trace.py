@@ -25,8 +25,6 @@ ENTRIES_MAX = 4096
 TRACES_MAX = 8
 # A page is decoded in one go on the member's event loop: about 20 us an entry.
 PAGE_ENTRIES_MAX = 128
-# A connection's word for a direction -> ours, as seen from the target.
-DIRECTIONS = {"in": "received", "out": "sent"}
 
 
 class TraceEntry(Struct, kw_only=True, frozen=True):
@@ -114,9 +112,7 @@ class Tracer:
         entries = []
         for number, at, direction, header in page:
             name, text = describe(header)
-            entries.append(
-                TraceEntry(number=number, time=utc_text(at), direction=DIRECTIONS[direction], pdu=name, text=text)
-            )
+            entries.append(TraceEntry(number=number, time=utc_text(at), direction=direction, pdu=name, text=text))
         return Trace(
             session=session_id,
             active=ring.active,

@@ -53,8 +53,8 @@ def tracer(service: FakeService, clock: Clock) -> Tracer:
 def test_pdus_are_kept_in_order_and_made_readable(tracer: Tracer, service: FakeService, session: Session) -> None:
     assert tracer.start(session.id, 10).active
     sink = service.sinks[session.id]
-    sink("in", READ)
-    sink("out", pdus.build(opcodes.SCSI_RESPONSE, initiator_task_tag=5, stat_sn=9))
+    sink("received", READ)
+    sink("sent", pdus.build(opcodes.SCSI_RESPONSE, initiator_task_tag=5, stat_sn=9))
     trace = tracer.read(session.id, 0)
     assert [(one.number, one.direction, one.pdu) for one in trace.entries] == [
         (1, "received", "SCSI Command"),
@@ -71,7 +71,7 @@ def test_pdus_are_kept_in_order_and_made_readable(tracer: Tracer, service: FakeS
 def test_headers_are_copied_from_reused_buffers(tracer: Tracer, service: FakeService, session: Session) -> None:
     buffer = bytearray(READ + b"data that must not be kept")
     tracer.start(session.id, 10)
-    service.sinks[session.id]("in", memoryview(buffer))  # type: ignore[arg-type]
+    service.sinks[session.id]("received", memoryview(buffer))  # type: ignore[arg-type]
     buffer[:] = bytes(len(buffer))
     assert tracer.read(session.id, 0).entries[0].pdu == "SCSI Command"
 
@@ -79,9 +79,9 @@ def test_headers_are_copied_from_reused_buffers(tracer: Tracer, service: FakeSer
 def test_trace_ends_by_itself(tracer: Tracer, service: FakeService, session: Session, clock: Clock) -> None:
     tracer.start(session.id, 10)
     sink = service.sinks[session.id]
-    sink("in", READ)
+    sink("received", READ)
     clock.now += 10
-    sink("in", READ)
+    sink("received", READ)
     assert service.sinks == {}
     trace = tracer.read(session.id, 0)
     assert (trace.active, trace.seconds_left, len(trace.entries)) == (False, 0.0, 1)
@@ -98,7 +98,7 @@ def test_silent_session_ends_its_trace_at_the_next_look(
 
 def test_stop_keeps_what_was_seen(tracer: Tracer, service: FakeService, session: Session) -> None:
     tracer.start(session.id, 10)
-    service.sinks[session.id]("in", READ)
+    service.sinks[session.id]("received", READ)
     tracer.stop(session.id)
     tracer.stop(session.id)
     assert service.sinks == {}
@@ -108,10 +108,10 @@ def test_stop_keeps_what_was_seen(tracer: Tracer, service: FakeService, session:
 def test_starting_anew_forgets_the_old_entries(tracer: Tracer, service: FakeService, session: Session) -> None:
     tracer.start(session.id, 10)
     old_sink = service.sinks[session.id]
-    old_sink("in", READ)
+    old_sink("received", READ)
     tracer.start(session.id, 20)
     assert tracer.read(session.id, 0).entries == ()
-    service.sinks[session.id]("out", READ)
+    service.sinks[session.id]("sent", READ)
     assert [one.direction for one in tracer.read(session.id, 0).entries] == ["sent"]
 
 
@@ -122,14 +122,14 @@ def test_end_of_an_old_trace_leaves_the_new_one_on(
     old_sink = service.sinks[session.id]
     tracer.start(session.id, 100)
     clock.now += 50
-    old_sink("in", READ)
+    old_sink("received", READ)
     assert session.id in service.sinks
 
 
 def test_ring_is_bounded_and_says_what_it_lost() -> None:
     ring = Ring(ends_at=0)
     for _ in range(ENTRIES_MAX + 10):
-        ring.add(0.0, "out", READ)
+        ring.add(0.0, "sent", READ)
     assert len(ring.entries) == ENTRIES_MAX
     page, dropped = ring.page(4)
     assert (page[0][0], len(page), dropped) == (11, PAGE_ENTRIES_MAX, 6)
@@ -141,7 +141,7 @@ def test_ring_is_bounded_and_says_what_it_lost() -> None:
 def test_pages_are_gap_free(added: int, after: int) -> None:
     ring = Ring(ends_at=0)
     ring.count = max(0, added - ENTRIES_MAX)
-    ring.entries.extend((0.0, "out", READ) for _ in range(min(added, ENTRIES_MAX)))
+    ring.entries.extend((0.0, "sent", READ) for _ in range(min(added, ENTRIES_MAX)))
     ring.count = added
     page, dropped = ring.page(after)
     numbers = [entry[0] for entry in page]
@@ -175,7 +175,7 @@ def test_trace_over_the_api(client: AppClient, service: FakeService, session: Se
     path = f"/api/v1/sessions/{session.id}/trace"
     assert client.get(path).status_code == 404
     assert client.post(path, json={"seconds": 30}).status_code == 201
-    service.sinks[session.id]("in", READ)
+    service.sinks[session.id]("received", READ)
     trace = client.get(f"{path}?after=0").json()
     assert trace["entries"][0]["pdu"] == "SCSI Command"
     assert client.get(f"{path}?after={trace['next']}").json()["entries"] == []

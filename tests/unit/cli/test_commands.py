@@ -173,8 +173,8 @@ def test_trace_shows_what_comes_until_its_time_is_up(
         set_trace(session_id, sink)
         if sink is not None:
             for tag in range(PAGE_ENTRIES_MAX + 5):
-                sink("in", pdus.build(opcodes.NOP_OUT, initiator_task_tag=tag))
-            sink("out", pdus.build(opcodes.NOP_IN, initiator_task_tag=7))
+                sink("received", pdus.build(opcodes.NOP_OUT, initiator_task_tag=tag))
+            sink("sent", pdus.build(opcodes.NOP_IN, initiator_task_tag=7))
 
     monkeypatch.setattr(service, "set_trace", set_trace_on_a_busy_session)
     lines = shell.ok("session", "trace", session.id, "--seconds", "0.1").splitlines()
