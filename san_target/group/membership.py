@@ -6,6 +6,8 @@ the pool whose lock it holds itself: then the process that was granted it is dea
 
 from collections.abc import Callable
 
+import msgspec
+
 from san_target.group.errors import Conflict
 from san_target.metadata.schema import LeaseRecord, MemberRecord, decode, encode, lease_key, member_key
 from san_target.metadata.store import Compare, Put, Store
@@ -80,6 +82,18 @@ class Membership:
         if not result.succeeded:
             raise Conflict(f"another process started as member {self._name!r} at the same time; start one only")
         return record
+
+    async def tell(self, portals: tuple[str, ...], admin: str) -> None:
+        """Change the addresses of this incarnation. Conflict: another incarnation has begun."""
+        key = member_key(self._name)
+        item = await self._store.get(key)
+        if self.record is None or item is None or decode(MemberRecord, item.value, key) != self.record:
+            raise Conflict(f"another process has started as member {self._name!r}")
+        record = msgspec.structs.replace(self.record, portals=portals, admin=admin)
+        result = await self._store.transact([Compare(key, item.mod_revision)], [Put(key, encode(record))])
+        if not result.succeeded:
+            raise Conflict(f"another process has started as member {self._name!r}")
+        self.record = record
 
     async def renew(self) -> bool:
         """Renew the lease; False if it has ended, and with it this incarnation. StoreError if the store is away."""

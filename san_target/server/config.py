@@ -101,6 +101,11 @@ class MemberConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
             return self.store
         return "sqlite://" + quote(str((self.pool_directory / "group.sqlite").absolute()))
 
+    @property
+    def has_free_port(self) -> bool:
+        """Some port is 0: the system chooses it."""
+        return any(parse_address(address)[1] == 0 for address in (*self.portals, self.admin))
+
 
 def load(path: Path | None, options: Mapping[str, Any]) -> MemberConfig:
     """The configuration from a file (None = none) and from options, by the names of `MemberConfig`'s fields.

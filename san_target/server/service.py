@@ -1,0 +1,365 @@
+"""What the administration asks of this member (`admin.service.MemberService`), answered from its live parts."""
+
+import os
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal, get_args
+
+import san_target
+from san_target.admin import service as values
+from san_target.admin.service import TraceSink
+from san_target.group.errors import Conflict, NotFound
+from san_target.group.group_record import set_portal_policy
+from san_target.group.volumes import DELETING
+from san_target.metadata.schema import MemberRecord, decode, lease_key, member_key
+from san_target.server.volume_requests import VolumeRequests
+from san_target.session.session import Counters, Session
+
+if TYPE_CHECKING:
+    from san_target.metadata.schema import VolumeRecord
+    from san_target.server.export import Export
+    from san_target.server.member import Member
+
+VolumeState = Literal["ready", "not-ready", "failed", "deleting"]
+PoolState = Literal["ok", "low", "full", "failed"]
+POLICIES: dict[str, values.PortalPolicy] = {policy: policy for policy in get_args(values.PortalPolicy)}
+POOL_LOW_SHARE = 0.1  # of the file system: below it the pool's state is "low"
+POOL_FULL_BYTES = 16 << 20
+FLUSH_FAILED = (
+    "the disk could not write what was acknowledged: check it, restore what is lost, then start this member again"
+)
+
+
+class Service:
+    """The member as its administration sees it."""
+
+    def __init__(self, member: "Member") -> None:
+        self._member = member
+        self._requests = VolumeRequests(member)
+
+    # Group and members ------------------------------------------------------------------------------------------------
+
+    async def group_status(self) -> values.GroupStatus:
+        group = self._member.exports.group
+        members = await self.members()
+        volumes = await self._member.volumes.all()
+        reasons = self._reasons()
+        reasons += [f"member {one.name} is {one.state}" for one in members if one.state == "unreachable"]
+        return values.GroupStatus(
+            id=group.id,
+            name=group.name,
+            state="degraded" if reasons else "ok",
+            reasons=tuple(reasons),
+            portal_group_tag=group.portal_group_tag,
+            policy=_policy(group.portal_policy),
+            store=self._member.config.store_url,
+            members=members,
+            volumes=len(volumes),
+            sessions=sum(member.sessions for member in members),
+            size_bytes=sum(record.size_bytes for record in volumes),
+            allocated_bytes=sum(member.pool.allocated_bytes for member in members),
+            capacity_bytes=sum(member.pool.capacity_bytes for member in members),
+            free_bytes=sum(member.pool.free_bytes for member in members),
+        )
+
+    async def members(self) -> tuple[values.Member, ...]:
+        store = self._member.store
+        records = [decode(MemberRecord, item.value, item.key) for item in (await store.range(member_key(""))).items]
+        alive = {item.key.removeprefix(lease_key("")) for item in (await store.range(lease_key(""))).items}
+        return tuple(self._shown(record, record.name in alive) for record in records)
+
+    async def member(self, name: str) -> values.Member:
+        for member in await self.members():
+            if member.name == name:
+                return member
+        raise NotFound(f"there is no member {name!r}; `member list` shows all")
+
+    def _shown(self, record: MemberRecord, is_alive: bool) -> values.Member:
+        if record.name == self._member.name:
+            return self._self(record)
+        # What another member's pool holds is known to that member alone.
+        return values.Member(
+            name=record.name,
+            state="active" if is_alive else "unreachable",
+            incarnation=record.incarnation,
+            portals=record.portals,
+            admin=record.admin,
+            peer=record.peer,
+            pool=values.Pool(directory="", capacity_bytes=0, free_bytes=0),
+            reason="" if is_alive else "it has not renewed its lease",
+        )
+
+    def _self(self, record: MemberRecord) -> values.Member:
+        member, sessions = self._member, self._normal_sessions()
+        now_s = member.environment.now_s()
+        rates = [member.rates.rate(session, now_s) for session in sessions]
+        return values.Member(
+            name=member.name,
+            state=member.state,
+            incarnation=record.incarnation,
+            portals=record.portals,
+            admin=record.admin,
+            peer=record.peer,
+            version=san_target.__version__,
+            pid=os.getpid(),
+            since=_utc(member.since_s),
+            volumes=sum(export.is_served for export in member.exports.by_id.values()),
+            sessions=len(sessions),
+            iops=sum(rate.commands for rate in rates),
+            bytes_per_second=sum(rate.bytes for rate in rates),
+            pool=self._pool(),
+            reason="; ".join(self._reasons()),
+        )
+
+    def _pool(self) -> values.Pool:
+        pool = self._member.pool
+        capacity_bytes, free_bytes = pool.space()
+        state, reason = pool_state(capacity_bytes, free_bytes)
+        return values.Pool(
+            directory=str(pool.directory),
+            capacity_bytes=capacity_bytes,
+            free_bytes=free_bytes,
+            allocated_bytes=sum(export.allocated_bytes() for export in self._member.exports.by_id.values()),
+            state=state,
+            reason=reason,
+        )
+
+    # Volumes ----------------------------------------------------------------------------------------------------------
+
+    async def volumes(self) -> tuple[values.Volume, ...]:
+        return tuple(self._volume(record) for record in await self._member.volumes.all())
+
+    async def volume(self, name: str) -> values.Volume:
+        return self._volume(await self._member.volumes.named(name))
+
+    async def create_volume(self, spec: values.VolumeSpec) -> values.Volume:
+        await self._requests.create(spec)
+        return await self.volume(spec.name)
+
+    async def change_volume(self, name: str, changes: values.VolumeChanges) -> values.Volume:
+        await self._requests.change(name, changes)
+        return await self.volume(name)
+
+    async def resize_volume(self, name: str, size_bytes: int, force: bool) -> values.Volume:
+        await self._requests.resize(name, size_bytes, force)
+        return await self.volume(name)
+
+    async def delete_volume(self, name: str, force: bool) -> None:
+        await self._requests.delete(name, force)
+
+    async def volume_map(self, name: str) -> tuple[values.MapEntry, ...]:
+        return tuple(
+            values.MapEntry(
+                start_lba=start,
+                end_lba=placement.end_lba,
+                owner=placement.owner,
+                copies=placement.copies,
+                joining=placement.joining or None,
+                generation=placement.generation,
+            )
+            for start, placement in await self._member.volumes.map_of(name)
+        )
+
+    def _volume(self, record: "VolumeRecord") -> values.Volume:
+        export = self._member.exports.by_id.get(record.id)
+        state, reason = volume_state(record, export)
+        return values.Volume(
+            id=record.id,
+            name=record.name,
+            iqn=record.iqn,
+            size_bytes=record.size_bytes,
+            block_size=record.block_size,
+            members=record.members,
+            sessions=tuple(self._session(session) for session in export.sessions.values()) if export else (),
+            wwid=f"naa.{export.identity.naa.hex()}" if export else "",
+            copies=record.copies,
+            allow=record.allow,
+            chap=tuple(user.user for user in record.chap),
+            mutual_chap=None if record.mutual_chap is None else record.mutual_chap.user,
+            write_through=record.write_through,
+            read_only=record.read_only,
+            removable=record.removable,
+            multipath=record.multipath,
+            state=state,
+            reason=reason,
+            allocated_bytes=export.allocated_bytes() if export else 0,
+        )
+
+    # Portals ----------------------------------------------------------------------------------------------------------
+
+    async def portals(self) -> tuple[values.Portal, ...]:
+        """Those of this member."""
+        member, group = self._member, self._member.exports.group
+        reached = [session.connection.portal_address for session in self._normal_sessions()]
+        return tuple(
+            values.Portal(
+                address=bound,
+                advertised=advertised,
+                member=member.name,
+                portal_group_tag=group.portal_group_tag,
+                policy=_policy(group.portal_policy),
+                sessions=sum(member.portals.bound_for(address) == bound for address in reached),
+            )
+            for bound, advertised in member.portals.pairs()
+        )
+
+    async def set_portal_policy(self, policy: values.PortalPolicy) -> tuple[values.Portal, ...]:
+        self._member.exports.group = await set_portal_policy(self._member.store, policy)
+        return await self.portals()
+
+    # Sessions ---------------------------------------------------------------------------------------------------------
+
+    async def sessions(self) -> tuple[values.Session, ...]:
+        return tuple(self._session(session) for session in self._normal_sessions())
+
+    async def drop_session(self, session_id: str) -> None:
+        session = self._find_session(session_id)
+        if not self._member.portal_server.drop(session.id):
+            raise NotFound(f"the session {session_id!r} has ended")
+
+    def set_trace(self, session_id: str, sink: TraceSink | None) -> None:
+        try:
+            connection = self._find_session(session_id).connection
+        except NotFound:
+            if sink is None:
+                return
+            raise
+        if sink is None:
+            connection.trace = None
+        else:
+            told = sink
+
+            def trace(direction: str, header: bytes) -> None:
+                told("received" if direction == "in" else "sent", bytes(header))
+
+            connection.trace = trace
+        connection.refresh_hot()
+
+    def _normal_sessions(self) -> list[Session]:
+        return [session for session in self._member.portal_server.sessions() if session.target is not None]
+
+    def _find_session(self, session_id: str) -> Session:
+        for session in self._normal_sessions():
+            if self._session_id(session) == session_id:
+                return session
+        raise NotFound(f"there is no session {session_id!r}; `session list` shows all")
+
+    def _session_id(self, session: Session) -> str:
+        return f"{self._member.name}-{session.tsih}"
+
+    def _session(self, session: Session) -> values.Session:
+        member, counters, parameters = self._member, session.counters, session.parameters
+        now_s = member.environment.now_s()
+        rate = member.rates.rate(session, now_s)
+        return values.Session(
+            id=self._session_id(session),
+            initiator=session.initiator_name,
+            isid=session.isid.hex(),
+            volume=session.target.alias if session.target is not None else "",
+            member=member.name,
+            address=session.address,
+            since=_utc(member.environment.wall_clock_s() - (now_s - session.since_s)),
+            iops=rate.commands,
+            bytes_per_second=rate.bytes,
+            # Only volumes whose blocks are all here are served here.
+            owners={member.name: 1.0} if counters.reads or counters.writes else {},
+            user=session.user,
+            header_digest=parameters.header_digest,
+            data_digest=parameters.data_digest,
+            commands=counters.commands,
+            commands_in_flight=len(session.connection.tasks),
+            read_bytes=counters.bytes_read,
+            written_bytes=counters.bytes_written,
+        )
+
+    # Counters and health ----------------------------------------------------------------------------------------------
+
+    def counters(self) -> values.Counters:
+        member = self._member
+        exports, portal = member.exports, member.portal_server
+        totals = {export.record.name: export.sessions.total() for export in exports.by_id.values()}
+        counted = [exports.ended, *totals.values()]
+        capacity_bytes, free_bytes = member.pool.space()
+        return values.Counters(
+            commands=sum(one.commands for one in counted),
+            read_bytes=sum(one.bytes_read for one in counted),
+            written_bytes=sum(one.bytes_written for one in counted),
+            errors=sum(one.errors for one in counted),
+            sessions=len(self._normal_sessions()),
+            connections=len(portal.connections),
+            connections_accepted=portal.accepted,
+            logins=exports.ended_logins + sum(export.sessions.logins for export in exports.by_id.values()),
+            rejects=sum(one.rejects for one in counted),
+            pool_capacity_bytes=capacity_bytes,
+            pool_free_bytes=free_bytes,
+            volumes=tuple(_volume_counters(export, totals[export.record.name]) for export in exports.by_id.values()),
+        )
+
+    def health(self) -> values.Health:
+        state = self._member.state
+        if state == "starting":
+            return values.Health(status="starting")
+        if state == "stopping":
+            return values.Health(status="stopping")
+        reasons = self._reasons()
+        return values.Health(status="degraded" if reasons else "ok", reasons=tuple(reasons))
+
+    def _reasons(self) -> list[str]:
+        """What is not as it should be, though the member serves."""
+        member = self._member
+        reasons = [*member.problems.values()]
+        if member.exports.store_problem and member.exports.store_problem not in reasons:
+            reasons.append(member.exports.store_problem)
+        for export in member.exports.by_id.values():
+            state, reason = volume_state(export.record, export)
+            if reason:
+                reasons.append(f"volume {export.record.name} is {state}: {reason}")
+        reason = pool_state(*member.pool.space())[1]
+        return [*reasons, reason] if reason else reasons
+
+
+def volume_state(record: "VolumeRecord", export: "Export | None") -> tuple[VolumeState, str]:
+    """(state, reason); a ready volume can have a reason too: a change that could not be carried out."""
+    if record.state == DELETING:
+        return "deleting", "its data is being removed"
+    if export is None:
+        return "not-ready", "this member has not taken it over yet"
+    if export.failed:
+        return "failed", FLUSH_FAILED
+    if not export.is_served:
+        return "not-ready", export.reason
+    return "ready", export.trouble
+
+
+def pool_state(capacity_bytes: int, free_bytes: int) -> tuple[PoolState, str]:
+    """(state, reason)"""
+    if free_bytes < POOL_FULL_BYTES:
+        return "full", f"the pool is full ({free_bytes} bytes left): free some space, or delete volumes"
+    if free_bytes < capacity_bytes * POOL_LOW_SHARE:
+        return "low", f"the pool has only {free_bytes} of {capacity_bytes} bytes left"
+    return "ok", ""
+
+
+def _volume_counters(export: "Export", total: Counters) -> values.VolumeCounters:
+    return values.VolumeCounters(
+        volume=export.record.name,
+        commands=total.commands,
+        read_commands=total.reads,
+        write_commands=total.writes,
+        read_bytes=total.bytes_read,
+        written_bytes=total.bytes_written,
+        errors=total.errors,
+        sessions=len(export.sessions),
+        size_bytes=export.record.size_bytes,
+        allocated_bytes=export.allocated_bytes(),
+    )
+
+
+def _policy(text: str) -> values.PortalPolicy:
+    policy = POLICIES.get(text)
+    if policy is None:
+        raise Conflict(f"the portal policy {text!r} in the store is not known to this version; set another")
+    return policy
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
