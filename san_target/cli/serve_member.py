@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 import click
 import structlog
+import uvloop
 
 from san_target.server.config import ConfigError
 from san_target.server.member import Member, StartError
@@ -20,7 +21,9 @@ def run(config: "MemberConfig") -> None:
     """Serve until a signal. Raises ClickException with what the operator can do if the member cannot start."""
     log_to_stderr()
     try:
-        asyncio.run(Member(config).serve_forever(announce))
+        # uvloop's turn costs a quarter of a plain event loop's, which is most of what a single small request costs.
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(Member(config).serve_forever(announce))
     except (ConfigError, StartError) as error:
         raise click.ClickException(str(error)) from None
 
