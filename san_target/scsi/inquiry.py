@@ -166,24 +166,26 @@ def _extended_inquiry(unit: "LogicalUnit") -> bytes:
 
 def _block_limits(unit: "LogicalUnit") -> bytes:
     limits = unit.limits
+    # Zero where there is nothing to say: no atomic writes, or a unit of one block
+    atomic_unit = limits.granularity if limits.atomic_blocks and limits.granularity > 1 else 0
     return pages.build(
         pages.BLOCK_LIMITS,
         {
             "wsnz": False,
             "maximum_compare_and_write_length": limits.compare_and_write,
-            "optimal_transfer_length_granularity": limits.unmap_granularity,
+            "optimal_transfer_length_granularity": limits.granularity,
             "maximum_transfer_length": limits.transfer,
             "optimal_transfer_length": limits.optimal_transfer,
             "maximum_prefetch_length": 0,
             "maximum_unmap_lba_count": limits.unmap,
             "maximum_unmap_block_descriptor_count": limits.unmap_descriptors,
-            "optimal_unmap_granularity": limits.unmap_granularity,
+            "optimal_unmap_granularity": limits.granularity,
             "ugavalid": True,
             "unmap_granularity_alignment": 0,
             "maximum_write_same_length": limits.write_same,
             "maximum_atomic_transfer_length": limits.atomic_blocks,
-            "atomic_alignment": 0,
-            "atomic_transfer_length_granularity": 0,
+            "atomic_alignment": atomic_unit,
+            "atomic_transfer_length_granularity": atomic_unit,
             "maximum_atomic_transfer_length_with_atomic_boundary": 0,
             "maximum_atomic_boundary_size": 0,
         },

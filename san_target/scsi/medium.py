@@ -104,10 +104,10 @@ async def start_stop_unit(unit: "LogicalUnit", command: Command) -> Outcome:
         return OUTCOME_GOOD
     if flags & LOEJ and not unit.removable:
         raise invalid_field_in_cdb(4, 1)
-    if flags & START:
-        return _start(unit, command, load=bool(flags & LOEJ))
     if flags & LOEJ and unit.preventing:
         raise CheckCondition(MEDIUM_REMOVAL_PREVENTED)
+    if flags & START:
+        return _start(unit, command, load=bool(flags & LOEJ))
     if not flags & NO_FLUSH and not unit.ejected:
         await _flush(unit, Range(0, unit.device.blocks, 0, 0), bool(command.cdb[1] & IMMED))
     if flags & LOEJ:

@@ -98,10 +98,13 @@ async def write_atomic(unit: "LogicalUnit", command: Command) -> Outcome:
     asked = _atomic_range(cdb)
     if cdb[10] or cdb[11]:  # ATOMIC BOUNDARY: the page reports a maximum of 0
         raise invalid_field_in_cdb(10)
-    if asked.blocks > unit.limits.atomic_blocks:
-        raise invalid_field_in_cdb(12)
     unit.require_writable()
+    # The range first, unlike elsewhere: a command that is out of range in both ways is told so by its address.
     require_range(unit, asked.lba, asked.blocks)
+    if asked.lba % unit.limits.granularity:
+        raise invalid_field_in_cdb(2)
+    if asked.blocks > unit.limits.atomic_blocks or asked.blocks % unit.limits.granularity:
+        raise invalid_field_in_cdb(12)
     data = whole_blocks(unit, command, asked.blocks)
     if data:
         await unit.device.write_atomic(asked.lba, data, durable=unit.durable(bool(cdb[1] & FUA)))
