@@ -19,10 +19,7 @@ MEMBER_COUNTERS = {
     "errors": "SCSI commands that ended with CHECK CONDITION or worse",
     "connections_accepted": "TCP connections accepted on iSCSI portals",
     "logins": "logins that reached the full feature phase",
-    "login_failures": "logins refused or given up",
     "rejects": "Reject PDUs sent",
-    "digest_errors": "PDUs with a wrong header or data digest",
-    "task_management": "task management requests",
 }
 MEMBER_GAUGES = {
     "sessions": "sessions logged in",

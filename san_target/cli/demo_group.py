@@ -32,6 +32,7 @@ STOP_SECONDS_MAX = 20.0
 DEATH_SECONDS = 2.0
 PR_SET_PDEATHSIG = 1
 OUTPUT_LINE_BYTES_MAX = 1 << 20
+INFORMATION = "level=info"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +167,10 @@ class _Demo:
         )
         portal, admin = self._plan.base_port + index, self._plan.base_port + ADMIN_OFFSET + index
         child = Child(f"m{index + 1}", f"{HOST}:{portal}", f"{HOST}:{admin}", process)
-        child.readers = [asyncio.create_task(_read_output(child)), asyncio.create_task(_read_errors(child))]
+        child.readers = [
+            asyncio.create_task(_read_output(child)),
+            asyncio.create_task(_read_errors(child, self._plan.directory / f"{child.name}.log")),
+        ]
         return child
 
     async def _all_ready(self) -> None:
@@ -222,14 +226,17 @@ async def _read_output(child: Child) -> None:
             child.ready.set()
 
 
-async def _read_errors(child: Child) -> None:
-    """A member's stderr goes to ours, with its name before each line."""
+async def _read_errors(child: Child, log_file: Path) -> None:
+    """A member's stderr goes into its log file; what is more than information also to ours, with the member's name."""
     assert child.process.stderr is not None
-    async for line in child.process.stderr:
-        text = line.decode("utf-8", "replace").rstrip()
-        if text:
-            child.last_words = text.removeprefix("san-target: ")
-            click.echo(f"{child.name}: {text}", err=True)
+    with log_file.open("wb", buffering=0) as log:
+        async for line in child.process.stderr:
+            with contextlib.suppress(OSError):  # a full disk must not silence the members
+                log.write(line)
+            text = line.decode("utf-8", "replace").rstrip()
+            if text and INFORMATION not in text.split(maxsplit=2)[:2]:
+                child.last_words = text.removeprefix("san-target: ")
+                click.echo(f"{child.name}: {text}", err=True)
 
 
 def have_volumes(api: Api, wanted: dict[str, int]) -> list[dict[str, Any]]:
@@ -264,7 +271,7 @@ def how_to(plan: Plan, children: list[Child], targets: list[dict[str, Any]]) -> 
     volumes = "\n".join(f"  {one['name']:<12} {format_size(one['size_bytes']):>8}  {one['iqn']}" for one in targets)
     return f"""san-target demo: access is open, as it listens on {HOST} only.
 
-Volumes (data in {plan.directory})
+Volumes (data and logs in {plan.directory})
 {volumes}
 
 Connect

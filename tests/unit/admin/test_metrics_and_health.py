@@ -10,7 +10,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from san_target.admin.service import Counters, Health
+from san_target.admin.metrics import MEMBER_COUNTERS, MEMBER_GAUGES, VOLUME_COUNTERS, VOLUME_GAUGES
+from san_target.admin.service import Counters, Health, VolumeCounters
 from tests.unit.admin.client import AppClient
 from tests.unit.admin.fake_service import FakeService
 
@@ -44,6 +45,11 @@ def test_scrape_reads_the_counters(client: AppClient, service: FakeService) -> N
     assert found["san_target_volume_size_bytes", "disk"] == 1 << 20
     service.counters_value = Counters(commands=9)
     assert samples(client)["san_target_commands_total", ""] == 9
+
+
+def test_every_counter_is_shown() -> None:
+    assert {*MEMBER_COUNTERS, *MEMBER_GAUGES, "volumes"} == {*Counters.__struct_fields__}
+    assert {*VOLUME_COUNTERS, *VOLUME_GAUGES, "volume"} == {*VolumeCounters.__struct_fields__}
 
 
 def test_openmetrics_is_spoken_when_asked_for(client: AppClient) -> None:

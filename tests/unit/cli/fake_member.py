@@ -20,6 +20,7 @@ async def serve(admin: str, fate: str) -> None:
     service = FakeService(admin=admin)
     server = AdminServer(create_app(service, None), listen(*parse_address(admin)))
     await server.start()
+    print("level=info event=serving", file=sys.stderr, flush=True)
     print("ready m1", flush=True)
     if fate == "die":
         while not await service.volumes():

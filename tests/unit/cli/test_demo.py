@@ -146,6 +146,8 @@ def test_signals_end_all_members_in_order(demos: Demos, number: signal.Signals) 
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "m1: ended in order" in errors
+    assert (demos.directory / "m1.log").read_text() == "level=info event=serving\nended in order\n"
+    assert "level=info" not in errors
     assert has_ended(pid)
 
 
