@@ -1,10 +1,11 @@
 """A real sparse file: one descriptor, plain system calls.
 
 The hot calls `try_read_into` and `try_write` use RWF_NOWAIT, by which the kernel refuses what is not in the page cache.
-Not every file system knows it: tmpfs for neither, ext4 for reads only. The first refusal is remembered, and from then
-on that kind of call goes plainly. A plain call can wait behind a busy disk, so each is timed: after a slow one all
-go to the threads for a little while. A write that covers part of a page may first have to read the page; it goes
-plainly only if the pages at its edges are cached.
+Not every file system knows it. On tmpfs nothing ever waits, so all goes plainly. ext4 knows it for reads only: there,
+and wherever a kind of call is refused, the refusal is remembered and that kind of call goes plainly from then on. It
+can wait behind a busy disk, so it is timed: after a slow one, the threads get all such calls for several times as
+long. A write that covers part of a page may first have to read the page; it goes plainly only if the pages at its
+edges are cached.
 """
 
 import ctypes
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 PAGE_BYTES: Final = 4096
-_SLOW_CALL_NS: Final = 5_000_000
-_PAUSE_AFTER_SLOW_CALL_NS: Final = 50_000_000
+_SLOW_CALL_NS: Final = 10_000_000
+_PAUSE_PER_SLOW_CALL: Final = 4
 
 # linux/falloc.h
 _KEEP_SIZE: Final = 1
@@ -32,6 +33,9 @@ _PUNCH_HOLE: Final = 2
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _ZEROS: Final = bytes(1 << 20)
+
+# linux/magic.h: tmpfs, ramfs
+_IN_MEMORY: Final = frozenset({0x01021994, 0x858458F6})
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
@@ -47,6 +51,14 @@ def _allocate(descriptor: int, mode: int, offset_bytes: int, length_bytes: int) 
             raise OSError(number, os.strerror(number))
 
 
+def _is_in_memory(descriptor: int) -> bool:
+    """Does the file lie on a file system without a disk? struct statfs begins with the type, a long."""
+    status = ctypes.create_string_buffer(512)
+    if _libc.fstatfs(descriptor, status) != 0:
+        return False
+    return ctypes.c_ulong.from_buffer(status).value & 0xFFFFFFFF in _IN_MEMORY
+
+
 class SparseFile:
     """Blocks in one file. Create it with `create`, or open what is there with `SparseFile(path)`."""
 
@@ -54,6 +66,7 @@ class SparseFile:
         "_descriptor",
         "_failure",
         "_hot_descriptor",
+        "_hot_flags",
         "_plain_reads",
         "_plain_writes",
         "_resume_ns",
@@ -68,6 +81,7 @@ class SparseFile:
         # A failed or closed file has no hot descriptor: the hot calls then fail in the kernel (EBADF), for free.
         self._hot_descriptor = self._descriptor
         self.size_bytes = os.fstat(self._descriptor).st_size
+        self._hot_flags = 0 if _is_in_memory(self._descriptor) else os.RWF_NOWAIT
         self._plain_reads = False
         self._plain_writes = False
         self._resume_ns = 0
@@ -94,7 +108,7 @@ class SparseFile:
         if self._plain_reads:
             return self._try_read_plainly(offset_bytes, into)
         try:
-            return os.preadv(self._hot_descriptor, [into], offset_bytes, os.RWF_NOWAIT) == len(into)
+            return os.preadv(self._hot_descriptor, [into], offset_bytes, self._hot_flags) == len(into)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 self._plain_reads = True
@@ -105,7 +119,7 @@ class SparseFile:
         if self._plain_writes:
             return self._try_write_plainly(offset_bytes, data)
         try:
-            return os.pwritev(self._hot_descriptor, [data], offset_bytes, os.RWF_NOWAIT)
+            return os.pwritev(self._hot_descriptor, [data], offset_bytes, self._hot_flags)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 self._plain_writes = True
@@ -120,8 +134,7 @@ class SparseFile:
             complete = os.preadv(self._hot_descriptor, [into], offset_bytes) == len(into)
         except OSError:
             return False
-        if monotonic_ns() - started_ns > _SLOW_CALL_NS:
-            self._resume_ns = started_ns + _SLOW_CALL_NS + _PAUSE_AFTER_SLOW_CALL_NS
+        self._pause_if_slow(started_ns)
         return complete
 
     def _try_write_plainly(self, offset_bytes: int, data: "Buffer") -> int:
@@ -136,10 +149,13 @@ class SparseFile:
             written = os.pwritev(self._hot_descriptor, [data], offset_bytes)
         except OSError:
             return 0
+        self._pause_if_slow(started_ns)
+        return written
+
+    def _pause_if_slow(self, started_ns: int) -> None:
         finished_ns = monotonic_ns()
         if finished_ns - started_ns > _SLOW_CALL_NS:
-            self._resume_ns = finished_ns + _PAUSE_AFTER_SLOW_CALL_NS
-        return written
+            self._resume_ns = finished_ns + _PAUSE_PER_SLOW_CALL * (finished_ns - started_ns)
 
     def _edges_are_cached(self, offset_bytes: int, end_bytes: int) -> bool:
         byte = memoryview(bytearray(1))

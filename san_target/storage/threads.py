@@ -55,9 +55,10 @@ class ThreadPool:
 
 
 class SynchronousThreads:
-    """The twin for simulation: a job runs inside the event loop, after a delay that the simulation chooses.
+    """The twin for simulation: a job runs inside the event loop, with delays that the simulation chooses.
 
-    delay_s: called once per job; 0 runs the job at once, before `start` returns.
+    delay_s: called twice per job, for the time before it runs and for the time from then until its awaiter hears.
+    0 means at once; twice 0, and the job has ended before `start` returns.
     """
 
     def __init__(self, delay_s: Callable[[], float] = lambda: 0.0) -> None:
@@ -67,21 +68,32 @@ class SynchronousThreads:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
+        def later(callback: Callable[[], None]) -> None:
+            delay_s = self._delay_s()
+            if delay_s > 0:
+                loop.call_later(delay_s, callback)
+            else:
+                callback()
+
         def job() -> None:
-            if future.cancelled():
-                return
+            result: T
+            error: Exception | None = None
             try:
                 result = function(*arguments)
-            except Exception as error:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
+            except Exception as caught:
+                error = caught
 
-        delay_s = self._delay_s()
-        if delay_s > 0:
-            loop.call_later(delay_s, job)
-        else:
-            job()
+            def tell() -> None:
+                if future.cancelled():
+                    return
+                if error is not None:
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+
+            later(tell)
+
+        later(job)
         return future
 
     def start_slow(self, function: Callable[[*Arguments], T], *arguments: *Arguments) -> asyncio.Future[T]:

@@ -134,6 +134,7 @@ def test_many_at_once_on_the_same_blocks_are_seen_whole_and_in_one_order(seed: i
                     old = bytes(await volume.read(8, 8))
                     await volume.compare_and_write(8, old, data)
                 elif how == "durable" or not volume.try_write(8, 8, data):
+                    await pause()  # the caller makes a task for it
                     await volume.write(8, data, durable=how == "durable")
                 await pause()
 

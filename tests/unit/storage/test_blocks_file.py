@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,7 @@ def test_would_block_is_told_without_an_exception(file: SparseFile, monkeypatch:
 def test_a_file_system_without_nowait_is_used_plainly_and_remembered(
     file: SparseFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    file._hot_flags = os.RWF_NOWAIT
     real_write, real_read = os.pwritev, os.preadv
     flags_seen: list[int] = []
 
@@ -233,15 +235,30 @@ def test_a_file_system_without_nowait_is_used_plainly_and_remembered(
     assert into == b"x" * 512 + b"y" * 512 + b"x" * 3072
 
 
+def test_a_file_system_in_memory_is_used_plainly_from_the_start() -> None:
+    if not os.access("/dev/shm", os.W_OK):
+        pytest.skip("there is no /dev/shm here")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        file = SparseFile.create(Path(directory) / "a.blocks", SIZE)
+        assert file._hot_flags == 0
+        assert file.try_write(700, b"x" * 512) == 512
+        into = bytearray(512)
+        assert file.try_read_into(700, memoryview(into))
+        assert into == b"x" * 512
+        assert not file._plain_reads
+        assert not file._plain_writes
+        file.close()
+
+
 def test_after_a_slow_plain_call_the_threads_get_the_next_ones(
     file: SparseFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter([0, 200_000_000, 210_000_000, 260_000_000, 260_000_001])
+    clock = iter([0, 20_000_000, 90_000_000, 110_000_000, 110_000_001])
     file._plain_reads = file._plain_writes = True
     monkeypatch.setattr("san_target.storage.blocks_file.monotonic_ns", lambda: next(clock))
-    assert file.try_write(0, b"x" * 512) == 512  # took 200 ms
-    assert file.try_write(0, b"x" * 512) == 0  # 10 ms later
-    assert file.try_write(0, b"x" * 512) == 512  # 60 ms later
+    assert file.try_write(0, b"x" * 512) == 512  # took 20 ms
+    assert file.try_write(0, b"x" * 512) == 0  # 70 ms later
+    assert file.try_write(0, b"x" * 512) == 512  # 90 ms later
 
 
 def test_a_part_of_an_uncached_page_is_not_written_at_once(file: SparseFile, monkeypatch: pytest.MonkeyPatch) -> None:
