@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 PAGE_BYTES: Final = 4096
-_SLOW_CALL_NS: Final = 10_000_000
+_SLOW_CALL_NS: Final = 20_000_000
 _PAUSE_PER_SLOW_CALL: Final = 4
 
 # linux/falloc.h

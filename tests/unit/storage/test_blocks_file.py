@@ -253,12 +253,12 @@ def test_a_file_system_in_memory_is_used_plainly_from_the_start() -> None:
 def test_after_a_slow_plain_call_the_threads_get_the_next_ones(
     file: SparseFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter([0, 20_000_000, 90_000_000, 110_000_000, 110_000_001])
+    clock = iter([0, 30_000_000, 140_000_000, 160_000_000, 160_000_001])
     file._plain_reads = file._plain_writes = True
     monkeypatch.setattr("san_target.storage.blocks_file.monotonic_ns", lambda: next(clock))
-    assert file.try_write(0, b"x" * 512) == 512  # took 20 ms
-    assert file.try_write(0, b"x" * 512) == 0  # 70 ms later
-    assert file.try_write(0, b"x" * 512) == 512  # 90 ms later
+    assert file.try_write(0, b"x" * 512) == 512  # took 30 ms
+    assert file.try_write(0, b"x" * 512) == 0  # 110 ms later
+    assert file.try_write(0, b"x" * 512) == 512  # 130 ms later
 
 
 def test_a_part_of_an_uncached_page_is_not_written_at_once(file: SparseFile, monkeypatch: pytest.MonkeyPatch) -> None:
