@@ -19,6 +19,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Final, TypeVar, TypeVarTuple
 
 from san_target.storage import records
@@ -47,7 +48,10 @@ class PoolVolume:
 
 
 class Pool:
-    """Call `open` first. Afterwards `problems` tells which volumes cannot be opened, and what to do about each."""
+    """Call `open` first. Afterwards `problems` tells which volumes cannot be opened, and what to do about each.
+
+    Changes of different volumes may overlap, changes of one volume may not.
+    """
 
     def __init__(self, directory: Path, threads: Threads) -> None:
         self.directory = Path(directory)
@@ -56,6 +60,7 @@ class Pool:
         self._threads = threads
         self._lock_descriptor = -1
         self._record: PoolRecord | None = None
+        self._record_guard = Lock()  # changes of different volumes meet in pool.json
         self._volumes: dict[str, PoolVolume] = {}
         self._journal: Journal | None = None
         self._journal_file: SparseFile | None = None
@@ -128,10 +133,12 @@ class Pool:
                 raise
 
     def _write_pool_record(self, revision: int) -> None:
-        record = self._opened()
-        newer = PoolRecord(pool_id=record.pool_id, group_id=record.group_id, revision=max(record.revision, revision))
-        records.write_durably(self.directory / "pool.json", records.encode(newer))
-        self._record = newer
+        with self._record_guard:
+            record = self._opened()
+            revision = max(record.revision, revision)
+            newer = PoolRecord(pool_id=record.pool_id, group_id=record.group_id, revision=revision)
+            records.write_durably(self.directory / "pool.json", records.encode(newer))
+            self._record = newer
 
     def _open_volume(self, path: Path) -> None:
         record = records.decode(HeldRecord, path.read_bytes(), path)

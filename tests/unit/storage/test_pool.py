@@ -70,6 +70,27 @@ def test_it_works_with_real_threads(tmp_path: Path) -> None:
     assert (tmp_path / "volumes" / f"{VOLUME}.blocks").stat().st_size == MIB
 
 
+def test_changes_of_different_volumes_may_overlap(tmp_path: Path) -> None:
+    async def work() -> None:
+        threads = ThreadPool(8, 8)
+        pool = Pool(tmp_path, threads)
+        await pool.open(GROUP, 1)
+        ids = [f"{number:032x}" for number in range(12)]
+        await asyncio.gather(
+            *(create(pool, volume_id, generation=2 + number) for number, volume_id in enumerate(ids)),
+            *(pool.note_revision(revision) for revision in range(2, 30)),
+        )
+        await pool.close()
+        await pool.open(GROUP, 29)
+        assert pool.revision == 29
+        assert pool.list_volumes() == ids
+        assert pool.problems == {}
+        await pool.close()
+        threads.close()
+
+    run(work())
+
+
 def test_nobody_else_may_read_the_volumes(tmp_path: Path) -> None:
     async def work() -> None:
         async with opened(tmp_path / "pool") as pool:
