@@ -9,6 +9,7 @@ import socket
 import time
 from pathlib import Path
 
+from san_target.group.membership import LEASE_TTL_S
 from san_target.metadata import clock as machine_clock
 from san_target.metadata.factory import make_store
 from san_target.metadata.store import Store
@@ -17,7 +18,12 @@ from san_target.storage.threads import ThreadPool, Threads
 
 
 class Environment:
-    """The real world. The constructor starts nothing."""
+    """The real world. The constructor starts nothing.
+
+    lease_ttl_s: how long others wait for a member that gives no sign of life.
+    """
+
+    lease_ttl_s = LEASE_TTL_S
 
     def now_s(self) -> float:
         """Monotonic seconds, for intervals within this process."""

@@ -13,8 +13,9 @@ import structlog
 import san_target
 from san_target.admin.app import create_app
 from san_target.admin.http_server import AdminServer, listen
+from san_target.admin.security import check_exposure
 from san_target.group.errors import AdministrationError
-from san_target.group.group_record import ensure_group
+from san_target.group.group_record import ensure_group, find_group
 from san_target.group.membership import Membership
 from san_target.group.volumes import Volumes
 from san_target.metadata.schema import GroupRecord
@@ -39,6 +40,7 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
+POOL_RECORD = "pool.json"  # in a pool's directory; see storage.pool
 SAMPLE_S = 2.0
 SAMPLED_AT_ONCE = 64
 
@@ -124,15 +126,17 @@ class Member:
 
     async def _start(self) -> None:
         config, environment = self.config, self.environment
+        check_exposure(parse_address(config.admin)[0], self._token)
+        store = environment.make_store(config.store_url)
         _make_directory(config.pool_directory)
-        self._store = environment.make_store(config.store_url)
-        await self._store.open()
-        group = await ensure_group(self._store, config.group, environment.new_id())
+        await store.open()
+        self._store = store
+        group = await self._find_group(store)
         self._threads = environment.make_threads()
         pool = environment.make_pool(config.pool_directory, self._threads)
-        await pool.open(group.id, (await self._store.range("")).revision)
+        await pool.open(group.id, (await store.range("")).revision)
         self._pool = pool
-        self._membership = Membership(self._store, self.name, pool.pool_id, environment.boottime_s)
+        self._membership = Membership(store, self.name, pool.pool_id, environment.boottime_s, environment.lease_ttl_s)
         await self._membership.join(self.portals.told(), config.admin)
         await self._load_volumes(group)
         await self._open_admin_port()
@@ -145,6 +149,15 @@ class Member:
         log.info(
             "member serves", member=self.name, incarnation=self.membership.incarnation, version=san_target.__version__
         )
+
+    async def _find_group(self, store: Store) -> GroupRecord:
+        """A pool in use says that there was a group: then none is made in a store that has none."""
+        if (self.config.pool_directory / POOL_RECORD).exists() and await find_group(store) is None:
+            raise StoreError(
+                f"the store {self.config.store_url} is empty, but the pool {self.config.directory} belongs to a group; "
+                "restore the store from a backup, or give the right --store"
+            )
+        return await ensure_group(store, self.config.group, self.environment.new_id())
 
     async def _load_volumes(self, group: GroupRecord) -> None:
         """Every volume is served, or known not to be, before the first login: an unknown target is a final answer."""
@@ -240,7 +253,7 @@ class Member:
         """End sessions, flush every volume, give the lease back, close everything. A step that fails is logged."""
         if self.state == "stopping":
             return
-        self.state = "stopping"
+        served, self.state = self.state == "active", "stopping"
         await self._try("sessions", self._end_sessions)
         if self._admin is not None:
             await self._try("admin port", self._admin.stop)
@@ -254,7 +267,8 @@ class Member:
             await self._try("threads", partial(asyncio.to_thread, self._threads.close))
         if self._store is not None:
             await self._try("store", self._store.close)
-        log.info("member ended", member=self.name)
+        if served:
+            log.info("member ended", member=self.name)
 
     async def _end_sessions(self) -> None:
         if self._portal_server is not None:
