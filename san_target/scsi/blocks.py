@@ -87,13 +87,13 @@ def require_range(unit: "LogicalUnit", lba: int, blocks: int) -> None:
 def whole_blocks(unit: "LogicalUnit", command: Command, blocks: int) -> memoryview:
     """The Data-Out for `blocks` blocks, as far as the initiator sent it: only whole blocks, never invented bytes.
 
-    An initiator whose expected data transfer length is less than the transfer length asks for less (RFC 7143 11.4.5.1:
-    the rest is the residual). What ends within a block can be written neither in part nor padded.
+    An initiator whose expected data transfer length is less than the transfer length is told of the rest as residual
+    overflow, with status GOOD (RFC 7143 11.4.5.1). A block of which only a part was offered belongs to that rest: it
+    could be written neither in part nor padded. (Tools that take any disk for one of 512-byte blocks do offer such.)
     """
-    data = memoryview(command.data_out)[: blocks * unit.block_size]
-    if len(data) % unit.block_size:
-        raise CheckCondition(INVALID_FIELD_IN_COMMAND_INFORMATION_UNIT)
-    return data
+    data = memoryview(command.data_out)
+    whole = min(blocks, len(data) // unit.block_size)
+    return data[: whole * unit.block_size]
 
 
 def exact_data(command: Command, length: int, longer_is_ignored: bool = True) -> memoryview:
