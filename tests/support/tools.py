@@ -58,7 +58,7 @@ def missing_packages(tools: Iterable[str]) -> list[str]:
 def run(command: Sequence[str | Path], timeout_s: float = 60) -> str:
     """Run a tool; its output (stdout, then stderr). AssertionError with all of it when the status is not 0."""
     words = [find(str(command[0])), *map(str, command[1:])]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=timeout_s, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False)
     output = done.stdout + done.stderr
     assert done.returncode == 0, f"{' '.join(map(str, command))}: status {done.returncode}\n{output}"
     return output
