@@ -86,7 +86,7 @@ class MemberConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     group: str = DEFAULT_GROUP
     api_token_file: str = ""
     weak_chap: bool = True
-    busy_poll_us: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    busy_poll_us: Annotated[int, Meta(ge=0, le=10_000)] = 50
     limits: LimitsConfig = LimitsConfig()
     discovery_chap: tuple[ChapConfig, ...] = ()
     discovery_mutual_chap: ChapConfig | None = None

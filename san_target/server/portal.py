@@ -19,7 +19,7 @@ import structlog
 
 from san_target.session.connection import Connection, Stage
 from san_target.session.host import Arena
-from san_target.wire.framer import OWN_BUFFER_BYTES
+from san_target.wire.framer import OWN_BUFFER_BYTES, LargeBuffers
 
 if TYPE_CHECKING:
     from san_target.session.parameters import TargetLimits
@@ -62,6 +62,7 @@ class PortalConnection:
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.arena = server.arena
+        self.large_buffers = server.large_buffers
         self.connection = Connection(
             self, server.directory, server.limits, portal_address, peer_address, server.weak_chap
         )
@@ -328,6 +329,7 @@ class PortalServer:
         self.busy_poll_s = busy_poll_s
         self.receive_buffer = memoryview(bytearray(RECEIVE_BYTES + OWN_BUFFER_BYTES))
         self.arena = Arena(ARENA_BYTES)
+        self.large_buffers = LargeBuffers(limits.max_recv_data_segment_length)
         self.connections: set[PortalConnection] = set()
         self.accepted = 0
         self.refused = 0

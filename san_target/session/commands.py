@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 # Answers per flush: enough to make a system call cheap, few enough that the initiator works while we do.
 ANSWERS_PER_FLUSH = 16
+LARGE_ANSWER_BYTES = 65536  # worth a system call of its own, and then its memory is still in the cache
 IMMEDIATE_TASKS_MAX = 32
 _READ, _WRITE = 0x40, 0x20
 RawHeader = tuple[int, int, int, int, int, int, int, int, int, bytes]  # the fields of wire.hot.Header
@@ -140,7 +141,7 @@ class Commands(Sequencer):
             # Whole blocks need no padding.
             self.outgoing += (hot.pack_read_answer(expected, itt, stat_sn, exp_cmd_sn, max_cmd_sn), into)
         self.answers += 1
-        if self.answers >= ANSWERS_PER_FLUSH:
+        if self.answers >= ANSWERS_PER_FLUSH or expected >= LARGE_ANSWER_BYTES:
             self.host.flush()
         return True
 

@@ -3,6 +3,8 @@
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
+from san_target.wire.framer import LargeBuffers
+
 
 class Event(Protocol):
     """Like asyncio.Event."""
@@ -43,10 +45,12 @@ class Host(Protocol):
     """The shell of one connection.
 
     arena         memory for the data of answers; may be replaced by `flush`
+    large_buffers memory for unfinished large PDUs, shared by connections
     unsent_bytes  bytes handed over by earlier flushes that the network has not taken yet
     """
 
     arena: Arena
+    large_buffers: LargeBuffers
 
     @property
     def unsent_bytes(self) -> int: ...

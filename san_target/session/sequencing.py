@@ -29,7 +29,7 @@ class Sequencer:
         self.host = host
         self.limits = limits
         self.parameters = Parameters(max_recv_data_segment_length=limits.max_recv_data_segment_length)
-        self.framer = Framer(limits.max_recv_data_segment_length)
+        self.framer = Framer(limits.max_recv_data_segment_length, host.large_buffers)
         self.outgoing: list[bytes | memoryview] = []
         self.answers = 0  # answers in `outgoing`
         self.stat_sn = 1

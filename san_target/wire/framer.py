@@ -2,17 +2,18 @@
 
 All connections of a member receive into one large shared buffer, so an idle connection costs no buffer. Between two
 receives a framer keeps only what belongs to an unfinished PDU: a short tail is put back at the front of the shared
-buffer; a PDU longer than `OWN_BUFFER_BYTES` gets a buffer of its own into which the rest is received directly.
+buffer; a PDU longer than `OWN_BUFFER_BYTES` is lent a buffer of its own into which the rest is received directly.
 """
 
 from collections.abc import Iterator
 from struct import Struct
 from typing import Final
 
-from san_target.wire.digest import digest
+from san_target.wire.digest import DIGEST_BYTES, digest
 from san_target.wire.opcodes import BHS_BYTES
 
 OWN_BUFFER_BYTES: Final = 16384
+_SPARE_BUFFERS_MAX: Final = 8
 _EMPTY: Final = memoryview(b"")
 _LENGTHS: Final = Struct(">4xI").unpack_from  # TotalAHSLength << 24 | DataSegmentLength
 
@@ -32,7 +33,7 @@ class FramingError(Exception):
 class Pdu:
     """One PDU: the 48-byte header, the AHS bytes, the data without padding.
 
-    `data` may lie in the shared receive buffer: it is valid until the next PDU is asked for, unless `owned`.
+    `data` may lie in a receive buffer: it is valid until the next PDU is asked for, unless `owned` (after `keep`).
     """
 
     __slots__ = ("ahs", "bhs", "data", "owned")
@@ -51,27 +52,59 @@ class Pdu:
         return self.data
 
 
+class LargeBuffers:
+    """Buffers for unfinished large PDUs, lent to the framers of many connections and used again.
+
+    A new buffer of this size costs a page fault for each page it touches, as much as receiving the data into it.
+    """
+
+    __slots__ = ("_spare", "size_bytes")
+
+    def __init__(self, data_segment_max: int) -> None:
+        # The longest PDU: header, 255 words of AHS, data with padding, two digests.
+        self.size_bytes = BHS_BYTES + 255 * 4 + data_segment_max + 3 + 2 * DIGEST_BYTES
+        self._spare: list[memoryview] = []
+
+    def take(self) -> memoryview:
+        return self._spare.pop() if self._spare else memoryview(bytearray(self.size_bytes))
+
+    def give_back(self, buffer: memoryview) -> None:
+        if len(self._spare) < _SPARE_BUFFERS_MAX:
+            self._spare.append(buffer)
+
+
 class Framer:
     """One connection's receive side. Call `buffers`, receive into them, then iterate over `received`.
 
     data_segment_max: the MaxRecvDataSegmentLength that this side declared, in bytes. Digests may be switched between
-    two PDUs (they start with the first PDU after login).
+    two PDUs (they start with the first PDU after login). large_buffers: shared with other framers, or its own.
     """
 
-    __slots__ = ("_large", "_large_have", "_tail", "data_digest", "data_segment_max", "header_digest")
+    __slots__ = (
+        "_large",
+        "_large_buffers",
+        "_large_bytes",
+        "_large_have",
+        "_tail",
+        "data_digest",
+        "data_segment_max",
+        "header_digest",
+    )
 
-    def __init__(self, data_segment_max: int) -> None:
+    def __init__(self, data_segment_max: int, large_buffers: LargeBuffers | None = None) -> None:
         self.data_segment_max = data_segment_max
         self.header_digest = False
         self.data_digest = False
         self._tail = b""
+        self._large_buffers = large_buffers or LargeBuffers(data_segment_max)
         self._large: memoryview | None = None
+        self._large_bytes = 0  # of the PDU that is received into it
         self._large_have = 0
 
     def buffers(self, shared: memoryview) -> list[memoryview]:
         """Where the next bytes of the stream go, in order. `shared` must hold more than OWN_BUFFER_BYTES."""
         if self._large is not None:
-            return [self._large[self._large_have :], shared]
+            return [self._large[self._large_have : self._large_bytes], shared]
         tail_bytes = len(self._tail)
         if tail_bytes:
             shared[:tail_bytes] = self._tail
@@ -86,13 +119,14 @@ class Framer:
     def received(self, shared: memoryview, count: int) -> Iterator[Pdu]:
         """Yield the PDUs completed by `count` bytes received into `buffers(shared)`. Raises FramingError."""
         if self._large is not None:
-            into_large = min(count, len(self._large) - self._large_have)
+            into_large = min(count, self._large_bytes - self._large_have)
             self._large_have += into_large
             count -= into_large
-            if self._large_have < len(self._large):
+            if self._large_have < self._large_bytes:
                 return
             whole, self._large = self._large, None
-            yield self._cut(whole, 0, len(whole), True)
+            yield self._cut(whole, 0, self._large_bytes)
+            self._large_buffers.give_back(whole)
         else:
             count += len(self._tail)
             self._tail = b""
@@ -113,7 +147,7 @@ class Framer:
                 end = position + self._pdu_bytes(shared, position, count)
                 if end > count:
                     break
-                yield self._cut(shared, position, end, False)
+                yield self._cut(shared, position, end)
             position = end
             plain = not (self.header_digest or self.data_digest)  # a login may just have switched them on
         if position < count:
@@ -142,7 +176,7 @@ class Framer:
         digests = (4 if self.header_digest else 0) + (4 if self.data_digest else 0)
         return BHS_BYTES + (view[position + 4] << 2) + (data_bytes + 3 & ~3) + digests
 
-    def _cut(self, view: memoryview, position: int, end: int, owned: bool) -> Pdu:
+    def _cut(self, view: memoryview, position: int, end: int) -> Pdu:
         """The PDU at view[position:end], whose header is checked, and its data digest."""
         bhs = bytes(view[position : position + BHS_BYTES])
         at = position + BHS_BYTES
@@ -158,13 +192,14 @@ class Framer:
         # RFC 7143 11.2.3: the data digest covers the padding too.
         if self.data_digest and view[end - 4 : end] != digest(view[at : end - 4]):
             raise FramingError("data digest error", bhs, data_digest=True)
-        return Pdu(bhs, ahs, view[at : at + data_bytes], owned)
+        return Pdu(bhs, ahs, view[at : at + data_bytes], False)
 
     def _save(self, shared: memoryview, position: int, count: int) -> None:
         if count - position >= BHS_BYTES:
             pdu_bytes = self._pdu_bytes(shared, position, count)
             if pdu_bytes > OWN_BUFFER_BYTES:
-                self._large = memoryview(bytearray(pdu_bytes))
+                self._large = self._large_buffers.take()
+                self._large_bytes = pdu_bytes
                 self._large_have = count - position
                 self._large[: self._large_have] = shared[position:count]
                 return

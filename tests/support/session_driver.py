@@ -11,14 +11,15 @@ from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from construct import Container
-from san_target.scsi.logical_unit import LogicalUnit
 
+from san_target.scsi.logical_unit import LogicalUnit
 from san_target.session.connection import Connection
 from san_target.session.host import Arena
 from san_target.session.parameters import TargetLimits
 from san_target.session.target import Access, Target
 from san_target.wire import opcodes, pdus
 from san_target.wire.digest import digest
+from san_target.wire.framer import LargeBuffers
 from san_target.wire.text import decode_pairs, encode_pairs
 
 IQN = "iqn.2026-01.io.san-target:test"
@@ -58,6 +59,7 @@ class DrivenHost:
 
     def __init__(self, arena_bytes: int = 1 << 20) -> None:
         self.arena = Arena(arena_bytes)
+        self.large_buffers = LargeBuffers(1 << 20)
         self.connection: Connection | None = None
         self.sent = bytearray()
         self.closed = False
