@@ -1,0 +1,1 @@
+"""What happens when an initiator is hostile: see docs/hostile-input.md."""
