@@ -8,6 +8,7 @@ import asyncio
 import concurrent.futures
 import queue
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,12 +35,12 @@ BUSY_TIMEOUT_S = 5.0
 
 
 class _Worker:
-    """The thread of one connection. `on_idle` runs between jobs, at most every `poll_s`, while `watched` is true."""
+    """The thread of one connection. `look` runs between jobs, every `poll_s`, while `watched` is true."""
 
-    def __init__(self, name: str, poll_s: float, on_idle: Callable[[], None]) -> None:
+    def __init__(self, name: str, poll_s: float, look: Callable[[], None]) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._poll_s = poll_s
-        self._on_idle = on_idle
+        self._look = look
         self.watched = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -71,15 +72,20 @@ class _Worker:
         self._thread.join()
 
     def _run(self) -> None:
+        looked_s = time.monotonic()
         while True:
             try:
                 job = self._jobs.get(timeout=self._poll_s if self.watched else None)
             except queue.Empty:
-                self._on_idle()
-                continue
-            if job is None:
-                return
-            job()
+                pass
+            else:
+                if job is None:
+                    return
+                job()
+            # Also in a steady stream of jobs, which never leaves the queue empty for long.
+            if self.watched and time.monotonic() - looked_s >= self._poll_s:
+                self._look()
+                looked_s = time.monotonic()
 
 
 class SqliteStore:

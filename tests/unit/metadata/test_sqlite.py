@@ -143,6 +143,25 @@ def test_two_processes_count_together(tmp_path: Path) -> None:
     assert using(path, watch_both) == [b"%d" % number for number in range(1, 81)]
 
 
+def test_changes_of_others_are_seen_in_a_steady_stream_of_own_requests(tmp_path: Path) -> None:
+    path = tmp_path / "group.sqlite"
+
+    async def body() -> None:
+        busy, other = SqliteStore(path), SqliteStore(path)
+        await busy.open()
+        await other.open()
+        seen = asyncio.ensure_future(anext(busy.watch("", 1)))
+        await asyncio.sleep(0.05)
+        await put(other)
+        while not seen.done():
+            await busy.get("a")  # never long enough apart for the store to be idle
+        assert (await seen).revision == 1
+        await busy.close()
+        await other.close()
+
+    asyncio.run(asyncio.wait_for(body(), 30))
+
+
 def test_many_clients_may_create_it_together(tmp_path: Path) -> None:
     path = tmp_path / "group.sqlite"
 
