@@ -4,7 +4,7 @@ A function is a row of `FUNCTIONS`: which tasks it takes away, and what it does 
 final: it is sent only when every task taken away has ended, so nothing of them can reach the medium afterwards.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from san_target.session.tasks import Task, TaskBarrier
@@ -31,12 +31,9 @@ from san_target.wire.opcodes import (
 )
 
 if TYPE_CHECKING:
-    from san_target.scsi.nexus import Nexus
     from san_target.session.connection import Connection
-    from san_target.session.target import Target
 
 _BUS_DEVICE_RESET = (0x29, 0x03)
-_I_T_NEXUS_LOSS = (0x29, 0x07)
 
 
 class Request(NamedTuple):
@@ -84,20 +81,6 @@ def carry_out(connection: "Connection", answer: Answer, respond: Callable[[int],
     for owner, task in answer.tasks:
         owner.abort([task])
         owner.host.wake()
-
-
-async def abort_tasks_of(target: "Target", nexuses: Iterable["Nexus"]) -> None:
-    """End every task of these nexuses on the target's unit, and return when they have ended (PREEMPT AND ABORT)."""
-    wanted = set(map(id, nexuses))
-    concerned = [session for session in target.sessions.values() if id(session.nexus) in wanted]
-    if not concerned:
-        return
-    event = concerned[0].connection.host.event()
-    tasks = [(session.connection, list(session.connection.tasks.values())) for session in concerned]
-    TaskBarrier([task for _, of_session in tasks for task in of_session], event.set)
-    for connection, of_session in tasks:
-        connection.abort(of_session)
-    await event.wait()
 
 
 def _own_tasks(connection: "Connection", lun: int | None = None) -> tuple[tuple["Connection", Task], ...]:
