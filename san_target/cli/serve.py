@@ -24,7 +24,7 @@ from san_target.cli.values import ADDRESS, DURATION
 @click.option("--api-token-file", metavar="FILE", help="File with the API token; without, the API stays on loopback.")
 @click.option("--store", metavar="URL", help="sqlite:///PATH [group.sqlite in the pool].")
 @click.option("--group", help="Name of the group, when the store is new.")
-@click.option("--busy-poll", type=DURATION, help="Look this long for the next request before sleeping [50us]; 0us = never.")
+@click.option("--busy-poll", type=DURATION, help="Look this long for the next request; 0us = never [50us].")
 def serve(config: Path | None, busy_poll: float | None, **options: Any) -> int:
     """Run one member until SIGTERM or Ctrl-C; prints `ready` with its addresses when it serves."""
     from san_target.cli.serve_member import run
