@@ -11,7 +11,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from san_target.scsi.command import Command, Outcome
 from san_target.scsi.nexus import Nexus
@@ -23,6 +23,8 @@ GOOD, CHECK, CONFLICT = 0x00, 0x02, 0x18
 RESERVATIONS_CHANGED = 0x2A
 NAMES = "abcde"
 names = st.sampled_from(NAMES)
+# Who acts: mostly somebody who is registered, since most of what a stranger sends is refused alike.
+actors = st.integers(0, 19)
 keys = st.sampled_from([1, 2, 3])
 kinds = st.sampled_from([1, 3, 5, 6, 7, 8])
 REGISTERED_MAY_ALL, ALL_HOLD, READS_FORBIDDEN = {5, 6, 7, 8}, {7, 8}, {3, 6, 8}
@@ -148,6 +150,17 @@ class ReservationsMachine(RuleBasedStateMachine):
         self.model = Model()
         self.nexuses: dict[str, Nexus] = {name: login(self.unit, f"iqn.2026-01.example:{name}") for name in NAMES}
 
+    def actor(self, number: int) -> str:
+        registered = self.model.registered()
+        return registered[number % len(registered)] if registered and number < 16 else NAMES[number % len(NAMES)]
+
+    @initialize(registered=st.lists(keys, min_size=2, max_size=5), kind=kinds | st.none())
+    def begin(self, registered: list[int], kind: int | None) -> None:
+        for name, key in zip(NAMES, registered, strict=False):
+            self.register(name, 0, key)
+        if kind is not None:
+            self.reserve(0, kind, wrong=False)
+
     def out(self, name: str, action: int, key: int, action_key: int = 0, kind: int = 0) -> int:
         """The status of a PERSISTENT RESERVE OUT; unit attentions that come before it are compared and taken."""
         nexus, row = self.nexuses[name], self.model.rows[name]
@@ -179,26 +192,31 @@ class ReservationsMachine(RuleBasedStateMachine):
     def register_rightly(self, name: str, new: int) -> None:
         self.register(name, self.model.rows[name].key, new)
 
-    @rule(name=names, kind=kinds, wrong=st.integers(0, 4))
-    def reserve(self, name: str, kind: int, wrong: int) -> None:
-        key = self.model.rows[name].key + (wrong == 0)
+    @rule(number=actors, kind=kinds, wrong=st.booleans())
+    def reserve(self, number: int, kind: int, wrong: bool) -> None:
+        name = self.actor(number)
+        key = self.model.rows[name].key + wrong
         status = self.out(name, 1, key, kind=kind)
         self.check(name, status, key, self.model.reserve(name, kind) if self.allowed(name, key) else None)
 
-    @rule(name=names, kind=kinds, same=st.booleans())
-    def release(self, name: str, kind: int, same: bool) -> None:
+    @rule(number=actors, kind=kinds, same=st.booleans())
+    def release(self, number: int, kind: int, same: bool) -> None:
+        name = self.actor(number)
         key, kind = self.model.rows[name].key, (self.model.kind or kind) if same else kind
         status = self.out(name, 2, key, kind=kind)
         self.check(name, status, key, self.model.release(name, kind) if self.allowed(name, key) else None)
 
-    @rule(name=names, wrong=st.booleans())
-    def clear(self, name: str, wrong: bool) -> None:
+    @precondition(lambda self: len(self.model.registered()) >= 3)
+    @rule(number=actors, wrong=st.booleans())
+    def clear(self, number: int, wrong: bool) -> None:
+        name = self.actor(number)
         key = self.model.rows[name].key + wrong
         status = self.out(name, 3, key)
         self.check(name, status, key, self.model.clear(name) if self.allowed(name, key) else None)
 
-    @rule(name=names, victim=keys | st.just(0), kind=kinds, action=st.sampled_from([4, 5]))
-    def preempt(self, name: str, victim: int, kind: int, action: int) -> None:
+    @rule(number=actors, victim=keys | st.just(0), kind=kinds, action=st.sampled_from([4, 5]))
+    def preempt(self, number: int, victim: int, kind: int, action: int) -> None:
+        name = self.actor(number)
         key = self.model.rows[name].key
         status = self.out(name, action, key, victim, kind)
         self.check(name, status, key, self.model.preempt(name, victim, kind) if self.allowed(name, key) else None)
@@ -215,8 +233,9 @@ class ReservationsMachine(RuleBasedStateMachine):
             model.legacy = model.legacy or name
 
     @precondition(lambda self: self.model.legacy)
-    @rule(name=names)
-    def release_6(self, name: str) -> None:
+    @rule(name=names, by_holder=st.booleans())
+    def release_6(self, name: str, by_holder: bool) -> None:
+        name = self.model.legacy if by_holder else name
         assert self.unit.reservations.release_6(self.nexuses[name]).status == GOOD
         self.model.legacy = "" if self.model.legacy == name else self.model.legacy
 
