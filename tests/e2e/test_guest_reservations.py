@@ -24,14 +24,22 @@ WRITE_EXCLUSIVE_REGISTRANTS_ONLY = "5"
 
 @dataclass(frozen=True)
 class Host:
-    """One initiator name with its own disk on the shared volume, and its reservation key."""
+    """One initiator name with its own disk on the shared volume, and its reservation key.
+
+    Reservation commands go to the disk's SCSI generic node: udev looks at a disk again whenever a writer closes it, and
+    that look would take a unit attention that a test waits for.
+    """
 
     initiator: Initiator
     disk: str
     key: str
 
+    @property
+    def generic_node(self) -> str:
+        return f"/dev/$(ls /sys/block/{self.disk.removeprefix('/dev/')}/device/scsi_generic)"
+
     def persist(self, *options: str) -> tuple[int, str]:
-        result = self.initiator.guest.run(f"sg_persist --no-inquiry {' '.join(options)} {self.disk}")
+        result = self.initiator.guest.run(f"sg_persist --no-inquiry {' '.join(options)} {self.generic_node}")
         return result.status, result.output
 
     def out(self, action: str, *options: str) -> int:
@@ -68,6 +76,7 @@ class Host:
     def _dd(self, what: str) -> bool:
         """True when it works; False when it fails as a reservation conflict does (EBADE)."""
         result = self.initiator.guest.run(f"dd {what} bs=4096 count=1 status=none")
+        self.initiator.guest.check("udevadm control --ping && udevadm settle")
         assert result.status == 0 or "Invalid exchange" in result.output, result.output
         return result.status == 0
 
