@@ -6,6 +6,7 @@ from san_target.scsi.blocks import (
     FUA,
     Range,
     decode,
+    exact_data,
     require_no_protection,
     require_range,
     require_transfer_length,
@@ -105,7 +106,7 @@ async def write_atomic(unit: "LogicalUnit", command: Command) -> Outcome:
         raise invalid_field_in_cdb(2)
     if asked.blocks > unit.limits.atomic_blocks or asked.blocks % unit.limits.granularity:
         raise invalid_field_in_cdb(12)
-    data = whole_blocks(unit, command, asked.blocks)
+    data = exact_data(command, asked.blocks * unit.block_size)  # all or nothing
     if data:
         await unit.device.write_atomic(asked.lba, data, durable=unit.durable(bool(cdb[1] & FUA)))
     return OUTCOME_GOOD
