@@ -41,9 +41,15 @@ def write_same_data_out(cdb: bytes, block_size: int) -> int:
 
 async def write_same(unit: "LogicalUnit", command: Command) -> Outcome:
     cdb = command.cdb
-    _require_write_same_fields(cdb)
+    require_no_protection(cdb)
+    if cdb[1] & 1 << ANCHOR_BIT:  # ANC_SUP = 0, and ANCHOR without UNMAP is wrong anyway
+        raise invalid_field_in_cdb(1, ANCHOR_BIT)
+    if cdb[1] & _OBSOLETE:
+        raise invalid_field_in_cdb(1, 2)
     asked = decode(cdb)
     unit.require_writable()
+    # Only now, since hosts that try UNMAP on a write-protected unit look for that reason.
+    _require_offered(cdb)
     require_range(unit, asked.lba, asked.blocks)
     # SBC-4 5.49: no number of blocks means up to the last one
     blocks = asked.blocks or unit.device.blocks - asked.lba
@@ -61,16 +67,17 @@ async def write_same(unit: "LogicalUnit", command: Command) -> Outcome:
     return OUTCOME_GOOD
 
 
-def _require_write_same_fields(cdb: bytes) -> None:
-    require_no_protection(cdb)
-    if cdb[1] & 1 << ANCHOR_BIT:  # ANC_SUP = 0, and ANCHOR without UNMAP is wrong anyway
-        raise invalid_field_in_cdb(1, ANCHOR_BIT)
-    if cdb[1] & _OBSOLETE:
-        raise invalid_field_in_cdb(1, 2)
-    if cdb[0] != WRITE_SAME_16 and cdb[1] & (1 << NDOB_BIT | 1 << UNMAP_BIT):
-        # Unmapping is offered by WRITE SAME (16) alone (LBPWS10 = 0). Hosts disagree on what the (10) does with data
-        # that is not zero: some mean a write of it, others an unmap, and one of them would lose data.
-        raise invalid_field_in_cdb(1, UNMAP_BIT if cdb[1] & 1 << UNMAP_BIT else NDOB_BIT)
+def _require_offered(cdb: bytes) -> None:
+    """WRITE SAME (10) neither unmaps nor goes without data.
+
+    Unmapping is offered by WRITE SAME (16) alone (LBPWS10 = 0): hosts disagree on what the (10) does with data that is
+    not zero. Some mean a write of it, others an unmap, and one of them would lose data.
+    """
+    if cdb[0] == WRITE_SAME_16:
+        return
+    for bit in (UNMAP_BIT, NDOB_BIT):
+        if cdb[1] & 1 << bit:
+            raise invalid_field_in_cdb(1, bit)
 
 
 # --- UNMAP ------------------------------------------------------------------------------------------------------------

@@ -108,6 +108,10 @@ def test_10_neither_unmaps_nor_goes_without_data(flags: int, bit: int) -> None:
     assert (found[:3], found.specific) == (INVALID_FIELD_IN_CDB, bytes([0xC8 | bit, 0, 1]))
 
 
+def test_unmap_by_10_on_a_write_protected_volume_is_told_so() -> None:
+    assert Rig(read_only=True).code(cdb_10(0x41, 0, 1, UNMAP), b"") == WRITE_PROTECTED
+
+
 @SAME
 def test_range_and_write_protection(opcode: int, cdb: CdbMaker) -> None:
     rig = Rig(blocks=100)
