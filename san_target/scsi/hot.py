@@ -7,11 +7,13 @@ that the slow way answers it with the right sense.
 import struct
 from typing import Final
 
-_CDB_10: Final = struct.Struct(">xBIxHx").unpack_from
-_CDB_12: Final = struct.Struct(">xBII2x").unpack_from
-_CDB_16: Final = struct.Struct(">xBQI2x").unpack_from
+# Byte 1, the address, the length, the CONTROL byte
+_CDB_10: Final = struct.Struct(">xBIxHB").unpack_from
+_CDB_12: Final = struct.Struct(">xBIIxB").unpack_from
+_CDB_16: Final = struct.Struct(">xBQIxB").unpack_from
 
-PROTECT: Final = 0xE0
+_UNUSUAL: Final = 0xE4  # protection, and a reserved bit
+_NACA: Final = 0x04
 FUA: Final = 0x08
 
 # opcode -> (unpack, is_write)
@@ -35,8 +37,7 @@ def decode_read_write(cdb: bytes) -> tuple[int, int, bool, bool] | None:
     if decoder is None:
         return None
     unpack, is_write = decoder
-    flags, lba, blocks = unpack(cdb)
-    # Byte 1: protection. Last byte: CONTROL, where NACA must be 0; it is byte 9, 11 or 15.
-    if flags & 0xE4 or (cdb[9] if unpack is _CDB_10 else cdb[11] if unpack is _CDB_12 else cdb[15]) & 0x04:
+    flags, lba, blocks, control = unpack(cdb)
+    if flags & _UNUSUAL or control & _NACA:
         return None
-    return lba, blocks, is_write, bool(flags & FUA)
+    return lba, blocks, is_write, flags & FUA != 0
