@@ -18,8 +18,11 @@ MEMBER_COUNTERS = {
     "written_bytes": "bytes received from initiators as SCSI data",
     "errors": "SCSI commands that ended with CHECK CONDITION or worse",
     "connections_accepted": "TCP connections accepted on iSCSI portals",
-    "logins": "logins that reached the full feature phase",
+    "logins": "logins that reached the full feature phase, discovery included",
+    "login_failures": "logins refused, given up or timed out; redirections left out",
     "rejects": "Reject PDUs sent",
+    "digest_errors": "PDUs with a wrong header or data digest",
+    "task_management": "task management requests received",
 }
 MEMBER_GAUGES = {
     "sessions": "sessions logged in",

@@ -241,7 +241,10 @@ class Counters(Struct, kw_only=True, frozen=True):
     connections: int = 0
     connections_accepted: int = 0
     logins: int = 0
+    login_failures: int = 0
     rejects: int = 0
+    digest_errors: int = 0
+    task_management: int = 0
     pool_capacity_bytes: int = 0
     pool_free_bytes: int = 0
     volumes: tuple[VolumeCounters, ...] = ()

@@ -3,7 +3,9 @@
 Invariants kept here:
 - every change is made between BEGIN IMMEDIATE and COMMIT with synchronous=FULL, and is never repeated by itself;
 - `history` holds every change of every revision after `state.compacted`, written by the transaction that made it;
-- a lease of another boot, or past its time, has ended: whoever looks deletes it and its keys, in one revision each.
+- a lease of another boot, or past its time, has ended: whoever looks deletes it and its keys, in one revision each;
+- write-ahead log and file hold disk space in reserve, for the store often shares its disk with a pool. Initiators may
+  fill that, and then leases must still be renewed, and volumes deleted: it is the way out.
 """
 
 import os
@@ -34,6 +36,8 @@ APPLICATION_ID = 0x53414E54  # "SANT", in the header of the file
 SCHEMA_VERSION = 1
 COMPACT_EVERY = 64  # revisions between two trims of the history
 CHANGES_REVISIONS_MAX = 256  # revisions that one look at the history takes
+RESERVED_PAGES = 256
+CHECKPOINT_PAGES = 128  # in the log; half of the reserve, so that the log is used from its start again in time
 
 TABLES = """
 CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), revision INTEGER NOT NULL, compacted INTEGER NOT NULL);
@@ -69,7 +73,7 @@ def translate(error: sqlite3.Error, path: Path) -> StoreError:
             "A member that is stopped (SIGSTOP) while it writes does this: continue or kill it"
         )
     if code == sqlite3.SQLITE_FULL:
-        return StoreUnavailable(f"the file system of the store {path} is full; free some space")
+        return StoreUnavailable(f"the file system of the store {path} is full, nothing was changed; free some space")
     return StoreUnavailable(f"the store {path} did not work ({error}); check its file system")
 
 
@@ -116,7 +120,9 @@ class SqliteDatabase:
             self._check_owner(connection)
             self._enter_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             self._check_schema(connection)
+            self._keep_reserve(connection)
         except sqlite3.Error as error:
             self.close()
             raise translate(error, self.path) from error
@@ -202,6 +208,31 @@ class SqliteDatabase:
                 connection.execute("ROLLBACK")
             raise
 
+    def _keep_reserve(self, connection: sqlite3.Connection) -> None:
+        """Have RESERVED_PAGES of disk space in the log, and as many free pages in the file, as far as the disk lets us.
+
+        A large value is written and dropped: SQLite never cuts a log that is in use, and never gives free pages back.
+        """
+        free_pages = connection.execute("PRAGMA freelist_count").fetchone()[0]
+        page_bytes = connection.execute("PRAGMA page_size").fetchone()[0]
+        try:
+            log_bytes = os.stat(f"{self.path}-wal").st_size
+        except OSError:
+            log_bytes = 0
+        if free_pages >= RESERVED_PAGES // 2 and log_bytes >= RESERVED_PAGES * page_bytes:
+            return
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("CREATE TABLE IF NOT EXISTS reserve (bytes BLOB)")
+            connection.execute("INSERT INTO reserve VALUES (zeroblob(?))", (RESERVED_PAGES * page_bytes,))
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY):
+                raise
+        connection.execute("DROP TABLE IF EXISTS reserve")
+
     def close(self) -> None:
         if self._connection is not None:
             connection, self._connection = self._connection, None
@@ -235,6 +266,8 @@ class SqliteDatabase:
             except sqlite3.Error as error:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
+                if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
+                    raise  # the frame that would commit it was not written: it was surely not made
                 raise StoreUnavailable(
                     f"the store {self.path} did not confirm a change ({error}): it may have been made or not"
                 ) from error

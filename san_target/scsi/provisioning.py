@@ -60,7 +60,7 @@ async def write_same(unit: "LogicalUnit", command: Command) -> Outcome:
     else:
         block = exact_data(command, unit.block_size, longer_is_ignored=False)
     if cdb[1] & 1 << UNMAP_BIT and not any(block):
-        await unit.device.unmap([(asked.lba, blocks)])
+        await _unmap(unit, [(asked.lba, blocks)])
     else:
         # SBC-4 5.49.2: blocks that would not read as the data given must not be unmapped
         await unit.device.write_same(asked.lba, blocks, block, durable=unit.durable(False))
@@ -99,8 +99,16 @@ async def unmap(unit: "LogicalUnit", command: Command) -> Outcome:
     for lba, blocks in ranges:
         if blocks or lba > unit.device.blocks:  # an empty range may end where the volume does
             require_range(unit, lba, blocks)
-    await unit.device.unmap([each for each in ranges if each[1]])
+    await _unmap(unit, [each for each in ranges if each[1]])
     return OUTCOME_GOOD
+
+
+async def _unmap(unit: "LogicalUnit", ranges: list[tuple[int, int]]) -> None:
+    """Without a write cache what was unmapped must not come back after a power failure, like any other write."""
+    await unit.device.unmap(ranges)
+    if unit.durable(False):
+        for lba, blocks in ranges:
+            await unit.device.flush(lba, blocks)
 
 
 def _parse_unmap(unit: "LogicalUnit", data: bytes) -> list[tuple[int, int]]:

@@ -170,6 +170,9 @@ class Export:
         stored = await self._around.load_reservations(record.id)
         if stored is not None:
             unit.reservations.load(stored, power_lost=True)
+            # What a restart ended must not come back with a later look at the store.
+            if unit.reservations.record() != stored:
+                await self._around.services_for(record.id).save_reservations(unit.reservations.record())
         unit.abort_tasks = lambda nexuses: abort_tasks(target, nexuses)
         unit.reservations.drain = lambda nexuses: drain_tasks(target, nexuses)
         return unit

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from san_target.session.session import Session
     from san_target.session.target import Target
 
-_PERSISTENT_RESERVE_OUT: Final = 0x5F
+# PERSISTENT RESERVE OUT and SANITIZE
+_NOT_WAITED_FOR: Final = frozenset({0x5F, 0x48})
 
 
 async def drain_tasks(target: "Target", nexuses: Iterable["Nexus"]) -> None:
@@ -41,8 +42,12 @@ def _sessions(target: "Target", nexuses: Iterable["Nexus"]) -> list["Session"]:
 
 
 def _waited_for(session: "Session") -> list[Task]:
-    """Without PERSISTENT RESERVE OUT: it touches no block, and may itself be waiting for the one that waits here."""
-    return [task for task in session.connection.tasks.values() if task.command.cdb[0] != _PERSISTENT_RESERVE_OUT]
+    """The tasks that can be waited for.
+
+    A PERSISTENT RESERVE OUT touches no block, and may itself be waiting for the one that waits here; a SANITIZE goes on
+    whatever happens to the nexus that began it (SBC-4 4.11.2), for as long as the medium takes.
+    """
+    return [task for task in session.connection.tasks.values() if task.command.cdb[0] not in _NOT_WAITED_FOR]
 
 
 def _barrier(tasks: Iterable[Task]) -> asyncio.Future[None]:

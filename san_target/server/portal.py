@@ -19,6 +19,7 @@ import structlog
 
 from san_target.session.connection import Connection, Stage
 from san_target.session.host import Arena
+from san_target.session.session import PortalCounters
 from san_target.wire.framer import OWN_BUFFER_BYTES, LargeBuffers
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ TICK_S: Final = 1.0
 BUSY_POLL_TURN_S: Final = 0.0005  # then the other connections have their turn
 POLLS_LEFT_OUT_MAX: Final = 255
 CONNECTIONS_MAX: Final = 4096
+LOG_LINES_PER_S: Final = 20
 _ACCEPTS_PER_TURN: Final = 64
 _OUT_OF_FILES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -63,6 +65,7 @@ class PortalConnection:
         self._tasks: set[asyncio.Task[None]] = set()
         self.arena = server.arena
         self.large_buffers = server.large_buffers
+        self.counters = server.counters
         self.connection = Connection(
             self, server.directory, server.limits, portal_address, peer_address, server.weak_chap
         )
@@ -92,6 +95,22 @@ class PortalConnection:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._broken(error)
+
+    def began(self, session: "Session") -> None:
+        if self._server.log_budget.grants(time.monotonic()):
+            target = session.target.iqn if session.target is not None else "discovery"
+            log.info("session begins", initiator=session.initiator_name, target=target, peer=session.address)
+
+    def _log_end(self) -> None:
+        connection = self.connection
+        session = connection.session
+        if not self._server.log_budget.grants(time.monotonic()):
+            return
+        if session is not None:
+            target = session.target.iqn if session.target is not None else "discovery"
+            log.info("session ends", initiator=session.initiator_name, target=target, reason=connection.close_reason)
+        elif connection.close_reason:
+            log.info("login failed", peer=connection.peer_address, reason=connection.close_reason)
 
     def failed(self, error: BaseException) -> None:
         log.error("a command failed by a defect of this program", exc_info=error, peer=self.connection.peer_address)
@@ -313,7 +332,23 @@ class PortalConnection:
         self._unsent_bytes = 0
         self._own_arena = None
         self.connection.lost()
+        self._log_end()
         self._server.forget(self)
+
+
+class LogBudget:
+    """So many lines a second; what exceeds it is left out, so that nobody outside can fill the log."""
+
+    def __init__(self, lines_per_s: int) -> None:
+        self._lines_per_s = lines_per_s
+        self._second = 0
+        self._used = 0
+
+    def grants(self, now: float) -> bool:
+        if int(now) != self._second:
+            self._second, self._used = int(now), 0
+        self._used += 1
+        return self._used <= self._lines_per_s
 
 
 class PortalServer:
@@ -330,6 +365,8 @@ class PortalServer:
         self.receive_buffer = memoryview(bytearray(RECEIVE_BYTES + OWN_BUFFER_BYTES))
         self.arena = Arena(ARENA_BYTES)
         self.large_buffers = LargeBuffers(limits.max_recv_data_segment_length)
+        self.counters = PortalCounters()
+        self.log_budget = LogBudget(LOG_LINES_PER_S)
         self.connections: set[PortalConnection] = set()
         self.accepted = 0
         self.refused = 0

@@ -97,7 +97,7 @@ class Commands(Sequencer):
         Written out flat, without helpers: each call would cost a hundredth of what the whole command does.
         """
         _, flags, _, lengths, lun, itt, expected, cmd_sn, _, cdb = header
-        if lun or cmd_sn != self.exp_cmd_sn or cmd_sn > self.max_cmd_sn or itt in self.tasks or self._held:
+        if lun or cmd_sn != self.exp_cmd_sn or cmd_sn > self.max_cmd_sn or itt in self.tasks or self.held:
             return False  # (a window that wraps around takes the slow way)
         decoded = decode_read_write(cdb)
         if decoded is None:
@@ -217,6 +217,7 @@ class Commands(Sequencer):
                 bidirectional_read = additional.expected_read_data_length
         command = Command(session.nexus, cdb, b"", -1 if lun is None else lun, flags & 0x07)
         task = Task(command, itt, lun_field, bool(opcode & IMMEDIATE))
+        command.data_out_expected = expected if flags & _WRITE else 0
         if flags & _WRITE:
             task.write_expected = expected
             task.read_expected = bidirectional_read if flags & _READ else 0

@@ -86,6 +86,7 @@ class Connection(Commands):
         self._login = Login(directory, limits, portal_address, host.random_bytes, self._establish, weak_chap)
         self._login_busy = False
         self._login_begun = False
+        self._redirected = False
         self._text: TextExchange | None = None
         self._opened_s = host.now()
         self._heard = False  # a whole PDU arrived since the last tick
@@ -151,8 +152,9 @@ class Connection(Commands):
             self.session.counters.rejects += 1
 
     def _on_framing_error(self, error: FramingError) -> None:
+        self.host.counters.digest_errors += error.digest
         if error.bhs and self.stage is not Stage.LOGIN:
-            self.reject(REJECT_DATA_DIGEST_ERROR if error.data_digest else REJECT_PROTOCOL_ERROR, error.bhs)
+            self.reject(REJECT_DATA_DIGEST_ERROR if error.digest else REJECT_PROTOCOL_ERROR, error.bhs)
         # RFC 7143 7.8: at ErrorRecoveryLevel 0 the session ends; the initiator logs in again and repeats.
         self.fail(str(error))
 
@@ -189,6 +191,7 @@ class Connection(Commands):
             status_class=response.status_class,
             status_detail=response.status_detail,
         )
+        self._redirected = response.status_class == 1
         if self._login.failed:
             self.fail(f"login answered 0x{response.status_class:02x}{response.status_detail:02x}: {self._login.reason}")
         elif self._login.result is not None:
@@ -209,6 +212,7 @@ class Connection(Commands):
         nexus = None
         if target is not None:
             nexus = Nexus(result.initiator_name, result.isid, target.iqn, target.portal_group_tag)
+            nexus.user = result.authenticated_user or ""
         session = Session(
             self,
             result.initiator_name,
@@ -230,6 +234,8 @@ class Connection(Commands):
     def _enter_full_feature(self, result: LoginResult) -> None:
         session = self.session
         assert session is not None
+        self.host.counters.logins += 1
+        self.host.began(session)
         self.parameters = result.parameters
         self._cid = result.cid
         self.header_digest = self.framer.header_digest = result.parameters.header_digest
@@ -251,11 +257,10 @@ class Connection(Commands):
         header = hot.HEADER.unpack(pdu.bhs)
         itt, ttt = header[5], header[6]
         if itt == RESERVED_TAG:
-            # RFC 7143 11.18.1: an answer to our ping, or nothing to answer; it must be immediate.
+            # RFC 7143 11.18.1: an answer to our ping, or nothing to answer.
             if ttt == self._ping_tag:
                 self._ping_sent_s = None
-            return
-        if ttt != RESERVED_TAG:
+        elif ttt != RESERVED_TAG:
             self._refuse_pdu(REJECT_INVALID_PDU_FIELD, pdu)
         else:
             data = bytes(pdu.data[: self.parameters.max_send_data_segment_length])
@@ -284,6 +289,7 @@ class Connection(Commands):
             self.command_ended()
 
     def _on_task_management(self, pdu: Pdu) -> None:
+        self.host.counters.task_management += 1
         header = pdus.parse(pdu.bhs)
         request = task_management.Request(
             header.function,
@@ -315,6 +321,8 @@ class Connection(Commands):
             response = _CID_NOT_FOUND
         elif header.reason not in (_CLOSE_SESSION, _CLOSE_CONNECTION):
             self._refuse_pdu(REJECT_INVALID_PDU_FIELD, pdu)
+            if not header.immediate:
+                self.command_ended()
             return
 
         def respond() -> None:
@@ -412,6 +420,8 @@ class Connection(Commands):
 
     def _stop(self, reason: str) -> None:
         """Fence the session at once; it is over when its tasks have ended."""
+        if self.stage is Stage.LOGIN and not self._redirected:
+            self.host.counters.login_failures += 1
         self.stage = Stage.CLOSED
         self.close_reason = reason
         self.ending = True

@@ -1,9 +1,12 @@
 """What a connection needs from the shell around it: sending, waiting, background work, time. Pure declarations."""
 
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from san_target.wire.framer import LargeBuffers
+
+if TYPE_CHECKING:
+    from san_target.session.session import PortalCounters, Session
 
 
 class Event(Protocol):
@@ -46,11 +49,13 @@ class Host(Protocol):
 
     arena         memory for the data of answers; may be replaced by `flush`
     large_buffers memory for unfinished large PDUs, shared by connections
+    counters      shared by connections
     unsent_bytes  bytes handed over by earlier flushes that the network has not taken yet
     """
 
     arena: Arena
     large_buffers: LargeBuffers
+    counters: "PortalCounters"
 
     @property
     def unsent_bytes(self) -> int: ...
@@ -80,6 +85,10 @@ class Host(Protocol):
         ...
 
     def random_bytes(self, count: int) -> bytes: ...
+
+    def began(self, session: "Session") -> None:
+        """Somebody has logged in."""
+        ...
 
     def failed(self, error: BaseException) -> None:
         """Report a bug of ours that a command ran into; the command ends with INTERNAL TARGET FAILURE."""

@@ -41,6 +41,6 @@ class TargetLimits:
     default_time2retain_s: int = 20
     command_window: int = 256
     login_timeout_s: float = 15.0
-    nop_interval_s: float = 15.0
-    nop_timeout_s: float = 15.0
+    nop_interval_s: float = 30.0
+    nop_timeout_s: float = 45.0
     buffered_bytes_max: int = 64 << 20

@@ -38,8 +38,8 @@ class Sequencer:
         self.header_digest = False
         self.data_digest = False
         self.trace: Callable[[str, bytes], None] | None = None
-        self._held: dict[int, Pdu] = {}
-        self._held_bytes = 0
+        self.held: dict[int, Pdu] = {}
+        self.held_bytes = 0
 
     def start_sequences(self, cmd_sn: int, exp_stat_sn: int) -> None:
         """The first Login Request sets where CmdSN and StatSN begin (RFC 7143 11.12.7, 11.12.8)."""
@@ -88,6 +88,7 @@ class Sequencer:
 
     def reject(self, reason: int, bhs: bytes) -> None:
         """Reject a PDU, giving its header back (RFC 7143 11.17)."""
+        self.host.counters.rejects += 1
         self.send_status(REJECT, bhs, reason=reason)
 
     def admit(self, pdu: Pdu) -> bool:
@@ -107,18 +108,18 @@ class Sequencer:
         if ahead == 0:
             self.exp_cmd_sn = cmd_sn + 1 & _MASK
             return True
-        if cmd_sn not in self._held:
-            if self._held_bytes + len(pdu.data) > self.limits.buffered_bytes_max:
+        if cmd_sn not in self.held:
+            if self.held_bytes + len(pdu.data) > self.limits.buffered_bytes_max:
                 return False
             pdu.keep()
-            self._held[cmd_sn] = pdu
-            self._held_bytes += len(pdu.data)
+            self.held[cmd_sn] = pdu
+            self.held_bytes += len(pdu.data)
         return False
 
     def next_held(self) -> Pdu | None:
         """The held command whose turn has come, already admitted."""
-        pdu = self._held.pop(self.exp_cmd_sn, None) if self._held else None
+        pdu = self.held.pop(self.exp_cmd_sn, None) if self.held else None
         if pdu is not None:
-            self._held_bytes -= len(pdu.data)
+            self.held_bytes -= len(pdu.data)
             self.exp_cmd_sn = self.exp_cmd_sn + 1 & _MASK
         return pdu

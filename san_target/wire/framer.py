@@ -21,13 +21,14 @@ _LENGTHS: Final = Struct(">4xI").unpack_from  # TotalAHSLength << 24 | DataSegme
 class FramingError(Exception):
     """The stream cannot be followed any further; the connection must end (RFC 7143 7.7, 7.8).
 
-    `bhs` is the header of the PDU at fault, for a Reject, where it could be trusted; else b"".
+    `bhs` is the header of the PDU at fault, for a Reject, where it could be trusted; else b"". `digest`: a digest
+    was wrong (the data digest, if the header can be trusted).
     """
 
-    def __init__(self, message: str, bhs: bytes = b"", data_digest: bool = False) -> None:
+    def __init__(self, message: str, bhs: bytes = b"", digest: bool = False) -> None:
         super().__init__(message)
         self.bhs = bhs
-        self.data_digest = data_digest
+        self.digest = digest
 
 
 class Pdu:
@@ -164,7 +165,7 @@ class Framer:
                 return end + 4 - position
             if view[end : end + 4] != digest(view[position:end]):
                 # RFC 7143 7.8: nothing in the header can be trusted, lengths least, so the stream cannot be followed.
-                raise FramingError("header digest error")
+                raise FramingError("header digest error", digest=True)
         data_bytes = view[position + 5] << 16 | view[position + 6] << 8 | view[position + 7]
         if data_bytes == 0:
             return BHS_BYTES + (view[position + 4] << 2) + (4 if self.header_digest else 0)
@@ -191,7 +192,7 @@ class Framer:
         data_bytes = bhs[5] << 16 | bhs[6] << 8 | bhs[7]
         # RFC 7143 11.2.3: the data digest covers the padding too.
         if self.data_digest and view[end - 4 : end] != digest(view[at : end - 4]):
-            raise FramingError("data digest error", bhs, data_digest=True)
+            raise FramingError("data digest error", bhs, digest=True)
         return Pdu(bhs, ahs, view[at : at + data_bytes], False)
 
     def _save(self, shared: memoryview, position: int, count: int) -> None:

@@ -156,7 +156,7 @@ def test_a_data_segment_above_the_limit_is_refused_at_its_header(
     with pytest.raises(FramingError, match="above the declared maximum") as caught:
         receiver.receive_all(b"".join(one.raw(False, False) for one in before) + bhs + following, chunks)
     assert caught.value.bhs == bhs
-    assert not caught.value.data_digest
+    assert not caught.value.digest
     assert receiver.got == before
 
 
@@ -181,7 +181,7 @@ def test_a_damaged_header_is_refused_before_its_lengths_are_believed(bit: int, c
     with pytest.raises(FramingError, match="header digest") as caught:
         receiver.receive_all(bytes(head) + bytes(1020), chunks)
     assert caught.value.bhs == b""
-    assert not caught.value.data_digest
+    assert caught.value.digest
     assert receiver.got == []
 
 
@@ -195,7 +195,7 @@ def test_damaged_data_padding_or_digest_is_refused_with_its_header(
     receiver = Receiver(header_digest, True)
     with pytest.raises(FramingError, match="data digest") as caught:
         receiver.receive_all(b"".join(one.raw(header_digest, True) for one in before) + bytes(raw), chunks)
-    assert caught.value.data_digest
+    assert caught.value.digest
     assert caught.value.bhs == ONE.bhs
     assert receiver.got == before
 

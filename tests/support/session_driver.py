@@ -16,6 +16,7 @@ from san_target.scsi.logical_unit import LogicalUnit
 from san_target.session.connection import Connection
 from san_target.session.host import Arena
 from san_target.session.parameters import TargetLimits
+from san_target.session.session import PortalCounters, Session
 from san_target.session.target import Access, Target
 from san_target.wire import opcodes, pdus
 from san_target.wire.digest import digest
@@ -60,6 +61,7 @@ class DrivenHost:
     def __init__(self, arena_bytes: int = 1 << 20) -> None:
         self.arena = Arena(arena_bytes)
         self.large_buffers = LargeBuffers(1 << 20)
+        self.counters = PortalCounters()
         self.connection: Connection | None = None
         self.sent = bytearray()
         self.closed = False
@@ -100,6 +102,9 @@ class DrivenHost:
 
     def random_bytes(self, count: int) -> bytes:
         return bytes(range(1, count + 1))
+
+    def began(self, session: Session) -> None:
+        del session
 
     def failed(self, error: BaseException) -> None:
         self.errors.append(error)

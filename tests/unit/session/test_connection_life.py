@@ -6,6 +6,7 @@ import struct
 import pytest
 
 from san_target.session.connection import Stage
+from san_target.session.parameters import TargetLimits
 from san_target.wire import opcodes
 from san_target.wire.text import decode_pairs, encode_pairs
 from tests.support.session_driver import INITIATOR, IQN, Driver, OneTarget
@@ -28,7 +29,7 @@ def test_ping_is_answered_with_its_data(directory: OneTarget) -> None:
 
 def test_silent_initiators_are_pinged_then_dropped(directory: OneTarget) -> None:
     async def scenario() -> None:
-        driver = await logged_in(directory)
+        driver = await logged_in(directory, limits=TargetLimits(nop_interval_s=15, nop_timeout_s=15))
         connection, now = driver.connection, driver.host.time_s
         connection.tick(now + 1)
         connection.tick(now + 17)
