@@ -24,14 +24,20 @@ START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 30
 
 
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on; each call gives another one."""
+def is_free(port: int) -> bool:
+    """True when nobody holds that TCP port of 127.0.0.1."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def free_port(*offsets: int) -> int:
+    """A TCP port that nobody listens on, nor on those `offsets` above it; each call gives another one."""
     for port in itertools.islice(_port_candidates, len(PORTS)):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        if all(is_free(port + offset) for offset in (0, *offsets)):
             return port
     raise RuntimeError(f"no free port in {PORTS}")
 
