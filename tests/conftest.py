@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 
+from tests.support.file_systems import MountRefused, tmpfs
 from tests.support.tools import missing_packages
 
 # A busy machine must not fail a property: no deadlines. A failure prints the blob that reproduces it.
@@ -31,3 +36,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     packages = missing_packages(tools)
     if packages:
         pytest.skip(f"not installed: {', '.join(packages)}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mount a tmpfs of so many bytes; unmounted with the test. Skips where that is not permitted."""
+    with contextlib.ExitStack() as mounted:
+
+        def mount(size_bytes: int) -> Path:
+            try:
+                return mounted.enter_context(tmpfs(tmp_path / "small-disk", size_bytes))
+            except MountRefused as reason:
+                pytest.skip(str(reason))
+
+        yield mount

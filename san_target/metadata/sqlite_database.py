@@ -223,15 +223,16 @@ class SqliteDatabase:
             return
         try:
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute("CREATE TABLE IF NOT EXISTS reserve (bytes BLOB)")
+            connection.execute("DROP TABLE IF EXISTS reserve")  # of a process that was killed
+            connection.execute("CREATE TABLE reserve (bytes BLOB)")
             connection.execute("INSERT INTO reserve VALUES (zeroblob(?))", (RESERVED_PAGES * page_bytes,))
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
+            connection.execute("DROP TABLE reserve")
+        except sqlite3.Error:
+            # It goes without a reserve (the disk is full now, another process has the lock). Worse is met by the next
+            # transaction; nobody's transaction failed here.
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY):
-                raise
-        connection.execute("DROP TABLE IF EXISTS reserve")
 
     def close(self) -> None:
         if self._connection is not None:
@@ -312,7 +313,10 @@ class SqliteDatabase:
                 row = connection.execute("SELECT mod_revision FROM items WHERE key = ?", (compare.key,)).fetchone()
                 if (row[0] if row else 0) != compare.mod_revision:
                     return TransactionResult(False, self._revision(connection))
-            return TransactionResult(True, self._apply(connection, operations))
+            revision = self._apply(connection, operations)
+        if revision % COMPACT_EVERY == 0:
+            self._keep_reserve(connection)
+        return TransactionResult(True, revision)
 
     def _apply(self, connection: sqlite3.Connection, operations: Sequence[Put | Delete]) -> int:
         """Make one revision of these changes and record them; returns it."""
