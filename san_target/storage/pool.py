@@ -85,6 +85,7 @@ class Pool:
     def _open(self, group_id: str, store_revision: int) -> None:
         self._volumes_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._take_lock()
+        self._remove_unfinished_records()
         path = self.directory / "pool.json"
         if path.exists():
             self._record = records.decode(PoolRecord, path.read_bytes(), path)
@@ -131,6 +132,11 @@ class Pool:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # only the message above misses it
                 raise
+
+    def _remove_unfinished_records(self) -> None:
+        """What a killed process left in the middle of replacing a record: nothing ever refers to it."""
+        for path in (*self.directory.glob("*.new"), *self._volumes_directory.glob("*.new")):
+            path.unlink()
 
     def _write_pool_record(self, revision: int) -> None:
         with self._record_guard:
@@ -240,6 +246,11 @@ class Pool:
         try:
             return self._volumes[volume_id]
         except KeyError:
+            if self._path(volume_id, "blocks").exists():
+                raise PoolError(
+                    f"{self._path(volume_id, 'held')} is missing, which says what blocks the file beside it holds; "
+                    "bring it back (or restore it from a backup), or delete the volume"
+                ) from None
             raise PoolError(
                 f"no blocks of volume {volume_id} lie in the pool {self.directory}; was this member started with "
                 "another pool directory?"
@@ -343,11 +354,13 @@ class Pool:
         if size_bytes > old.size_bytes:
             volume.file.resize(size_bytes)
             volume.file.flush()
+        elif size_bytes < old.size_bytes:
+            # Before the record, for shrinking is a way out of a full pool, and the record needs space. And punched, not
+            # only cut: should the file system keep the tail of a block, a later growth would show it.
+            volume.file.punch(size_bytes, old.size_bytes - size_bytes)
         self._write_held(record)
         volume.record = record
         if size_bytes < old.size_bytes:
-            # Punched first: should the file system keep the tail of a block, a later growth would show it.
-            volume.file.punch(size_bytes, old.size_bytes - size_bytes)
             volume.file.resize(size_bytes)
             volume.file.flush()
         return volume
@@ -367,7 +380,10 @@ class Pool:
     def _delete_volume(self, volume_id: str) -> None:
         volume = self._volumes.pop(volume_id, None)
         if volume is None and self.problems.pop(volume_id, None) is None:
-            return  # deleted before; a repeated deletion is harmless
+            # Deleted before (a repeated deletion is harmless); or its record was lost, or never made, by accident.
+            self._path(volume_id, "blocks").unlink(missing_ok=True)
+            records.sync_directory(self._volumes_directory)
+            return
         if volume is not None:
             volume.file.close()
         # A rename, for it needs no space: deleting is the way out of a full pool.

@@ -3,6 +3,7 @@
 A record replaces the old one as a whole: written to a temporary file, synced, renamed, the directory synced.
 """
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, TypeVar
 
@@ -130,13 +131,18 @@ def sync_directory(directory: "Path") -> None:
 def write_durably(path: "Path", data: bytes) -> None:
     """Replace the file's contents at once and for good. OSError leaves the old contents."""
     temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(temporary, path)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # on a disk that is full, every block counts
+        raise
     sync_directory(path.parent)

@@ -35,6 +35,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     _libc.umount2(bytes(directory), MNT_DETACH)
 
 
+def unfinished(directory: Path) -> list[Path]:
+    return list(directory.rglob("*.new"))
+
+
 async def open_volume(pool: Pool, threads: ThreadPool) -> Volume:
     await pool.open(GROUP, 1)
     if VOLUME in pool.list_volumes():
@@ -119,9 +123,28 @@ def test_a_volume_can_be_deleted_from_a_full_pool(small_disk: Path) -> None:
             await volume.write(0, bytes(64 * MIB))
         with pytest.raises(PoolError, match="no space is left"):
             await pool.update_held(VOLUME, [HeldRange(0, 1, 1)])
+        assert not unfinished(small_disk)  # what could not be written takes no space either
         await pool.delete_volume(VOLUME)
         assert pool.list_volumes() == []
         assert pool.space()[1] > 8 * MIB
+        await pool.close()
+        threads.close()
+
+    asyncio.run(work())
+
+
+def test_shrinking_a_volume_frees_space_in_a_full_pool(small_disk: Path) -> None:
+    async def work() -> None:
+        threads = ThreadPool(2, 2)
+        pool = Pool(small_disk, threads)
+        volume = await open_volume(pool, threads)
+        with pytest.raises(OutOfSpace):
+            await volume.write(0, b"x" * (64 * MIB))
+        await volume.resize(MIB // 4096)
+        await pool.resize_volume(VOLUME, MIB, 1)
+        assert pool.space()[1] > 8 * MIB
+        assert bytes(await volume.read(0, MIB // 4096)) == b"x" * MIB
+        await volume.drain()
         await pool.close()
         threads.close()
 

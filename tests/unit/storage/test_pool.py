@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from san_target.storage import records
 from san_target.storage.pool import Pool
 from san_target.storage.records import HeldRange, PoolError
 from san_target.storage.threads import SynchronousThreads, ThreadPool
@@ -139,6 +141,36 @@ def test_an_interrupted_deletion_is_finished_at_the_next_start(tmp_path: Path) -
     run(work())
 
 
+def test_deleting_removes_blocks_whose_record_was_lost(tmp_path: Path) -> None:
+    """The tombstone in the store decides, not what the pool remembers: else nobody would ever remove the file."""
+
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            volume = await create(pool)
+            volume.file.write(0, b"data")
+        (tmp_path / "volumes" / f"{VOLUME}.held").unlink()
+        async with opened(tmp_path) as pool:
+            await pool.delete_volume(VOLUME)
+        assert list((tmp_path / "volumes").iterdir()) == []
+
+    run(work())
+
+
+def test_half_written_records_of_a_killed_process_are_cleared_away(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            await create(pool)
+        left = [tmp_path / "pool.json.new", tmp_path / "volumes" / f"{VOLUME}.held.new"]
+        for path in left:
+            path.write_bytes(b"{")
+        async with opened(tmp_path) as pool:
+            assert pool.list_volumes() == [VOLUME]
+            assert pool.problems == {}
+        assert not any(path.exists() for path in left)
+
+    run(work())
+
+
 def test_an_interrupted_creation_can_be_repeated(tmp_path: Path) -> None:
     async def work() -> None:
         async with opened(tmp_path) as pool:
@@ -161,6 +193,8 @@ def test_data_without_a_record_is_never_taken_over(tmp_path: Path) -> None:
         async with opened(tmp_path) as pool:
             with pytest.raises(PoolError, match="restore"):
                 await create(pool)
+            with pytest.raises(PoolError, match=r"held is missing.*bring it back"):
+                pool.open_volume(VOLUME)
         assert (tmp_path / "volumes" / f"{VOLUME}.blocks").read_bytes().startswith(b"precious")
 
     run(work())
@@ -190,6 +224,28 @@ def test_shrinking_and_growing_again_shows_no_old_data(tmp_path: Path) -> None:
             assert pool.open_volume(VOLUME).held == (HeldRange(0, 2047, 5),)
             await pool.resize_volume(VOLUME, MIB, 5)
             assert volume.file.read(MIB - 1024, 1024) == b"\xff" * 512 + bytes(512)
+
+    run(work())
+
+
+def test_a_shrink_that_the_disk_refuses_shows_no_old_data_after_a_growth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has taken the smaller size already, so what lies beyond is given up, whatever else fails."""
+
+    def refuse(_path: Path, _data: bytes) -> None:
+        raise OSError(errno.EIO, "disk error")
+
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            volume = await create(pool)
+            volume.file.write(0, b"\xff" * MIB)
+            with monkeypatch.context() as patch:
+                patch.setattr(records, "write_durably", refuse)
+                with pytest.raises(PoolError, match="disk reports errors"):
+                    await pool.resize_volume(VOLUME, MIB // 2, 5)
+            await pool.resize_volume(VOLUME, 2 * MIB, 5)
+            assert volume.file.read(0, 2 * MIB) == b"\xff" * (MIB // 2) + bytes(MIB + MIB // 2)
 
     run(work())
 
