@@ -97,7 +97,7 @@ class Commands(Sequencer):
         Written out flat, without helpers: each call would cost a hundredth of what the whole command does.
         """
         _, flags, _, lengths, lun, itt, expected, cmd_sn, _, cdb = header
-        if lun or cmd_sn != self.exp_cmd_sn or cmd_sn > self.max_cmd_sn or itt in self.tasks or self.held:
+        if lun or cmd_sn != self.exp_cmd_sn or not 0 < cmd_sn <= self.max_cmd_sn or itt in self.tasks or self.held:
             return False  # (a window that wraps around takes the slow way)
         decoded = decode_read_write(cdb)
         if decoded is None:
@@ -105,6 +105,8 @@ class Commands(Sequencer):
         lba, blocks, is_write, fua = decoded
         device = self._device
         if fua or not blocks or blocks * self._block_size != expected or lba + blocks > device.blocks:
+            return False
+        if itt == RESERVED_TAG:
             return False
         counters = self._counters
         into = None
@@ -230,10 +232,10 @@ class Commands(Sequencer):
         return task
 
     def on_data_out(self, pdu: "Pdu") -> None:
-        """SCSI Data-Out (RFC 7143 11.7). Data for a task that is gone (aborted, failed) is dropped silently."""
+        """SCSI Data-Out (RFC 7143 11.7). Data for a task that is gone, or has all it needs, is dropped silently."""
         header = hot.HEADER.unpack(pdu.bhs)
         task = self.tasks.get(header[5])
-        if task is None or task.transfer is None or task.executing:
+        if task is None or task.transfer is None or task.transfer.complete:
             return
         data_sn, offset = hot.DATA_OUT_TAIL.unpack(header[9])
         ttt = None if header[6] == RESERVED_TAG else header[6]

@@ -285,6 +285,7 @@ class Connection(Commands):
                 target_transfer_tag=answer.ttt,
                 lun=header.lun,
             )
+            self.refresh_hot()  # the initiator may have declared another MaxRecvDataSegmentLength
         if not header.immediate:
             self.command_ended()
 
