@@ -59,14 +59,15 @@ class Surroundings:
 
 
 class Export:
-    """A volume at this member. reason: "" while it is served, else why it is not; trouble: a change that failed."""
+    """A volume at this member. reason: "" while it is served, else why it is not; failed_change: the last change of its
+    record that could not be carried out, and why."""
 
     def __init__(self, surroundings: Surroundings, record: VolumeRecord, placements: Placements) -> None:
         self._around = surroundings
         self.record = record
         self.placements = placements
         self.reason = "it is being opened"
-        self.trouble = ""
+        self.failed_change = ""
         self.sessions = SessionTable()
         self._volume: Volume | None = None
         self._held: PoolVolume | None = None
@@ -98,6 +99,12 @@ class Export:
     def failed(self) -> bool:
         """The file was taken out of service after a failed flush."""
         return self._held is not None and self._held.file.failed
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong though it is served: a change that failed, a disk that takes no writes. "" = nothing."""
+        refusal = self._volume.refusal if self._volume is not None else ""
+        return self.failed_change or (f"writes are refused: {refusal}" if refusal else "")
 
     def allocated_bytes(self) -> int:
         """Pool space taken here."""
@@ -184,7 +191,7 @@ class Export:
     # Changes ----------------------------------------------------------------------------------------------------------
 
     async def change(self, record: VolumeRecord, placements: Placements) -> None:
-        """Take over a changed record and map. What fails is told in `trouble`; the rest goes on as before."""
+        """Take over a changed record and map. What fails is told in `failed_change`; the rest goes on as before."""
         old = self.record
         self.target.access = access_of(record)
         self._around.directory.put(self.target, record.multipath)
@@ -203,10 +210,10 @@ class Export:
             unit.establish(INQUIRY_DATA_CHANGED)
         try:
             await self._move_to(self._volume, record, placements)
-            self.trouble = ""
+            self.failed_change = ""
         except (PoolError, PartitionMapError, VolumeError) as error:
-            self.trouble = str(error)
-            log.error("volume could not be changed", volume=record.name, reason=self.trouble)
+            self.failed_change = str(error)
+            log.error("volume could not be changed", volume=record.name, reason=self.failed_change)
             self.record = msgspec.structs.replace(record, size_bytes=old.size_bytes)
 
     async def _move_to(self, volume: Volume, record: VolumeRecord, placements: Placements) -> None:

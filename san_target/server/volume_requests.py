@@ -74,8 +74,8 @@ class VolumeRequests:
         old = await volumes.named(name)
         record = await volumes.resize(name, size_bytes, force)
         export = await self._settled(record.id)
-        if export is not None and export.trouble:
-            reason = export.trouble
+        if export is not None and export.failed_change:
+            reason = export.failed_change
             if size_bytes > old.size_bytes:  # nobody has used the new blocks: what was promised can be taken back
                 await volumes.resize(name, old.size_bytes, force=True)
                 await self._settled(record.id)

@@ -8,6 +8,7 @@ A buffer given to a call must stay unchanged until the call ends; if the call is
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple
@@ -67,6 +68,8 @@ class LocalBlocks:
         # Changes that ended and may still be in the page cache only; how many of them the last good flush covered.
         self._changes = 1
         self._changes_flushed = 0
+        self._refusal = ""
+        self._changes_before_refusal = 0
         self._flush_running: asyncio.Task[None] | None = None
         self._flush_next: asyncio.Task[None] | None = None
 
@@ -142,7 +145,7 @@ class LocalBlocks:
     ) -> T:
         """Run in a thread, and release the lock when it has ended, however that was.
 
-        changes: the job may leave data that a flush has to care for.
+        changes: the job, if it succeeds, may leave data that a flush has to care for.
         """
         start = self._threads.start_slow if slow else self._threads.start
         try:
@@ -157,13 +160,34 @@ class LocalBlocks:
             future.add_done_callback(partial(self._ended, lock, changes))
         try:
             return await asyncio.shield(future)
+        except StorageReadOnly as error:
+            self._refusal, self._changes_before_refusal = str(error), self._changes
+            await self._find_out_what_is_lost()
+            raise self._meaning(error) from error
         except StorageError as error:
             raise self._meaning(error) from error
 
-    def _ended(self, lock: RangeLock, changes: bool, _future: object) -> None:
-        if changes:
-            self._changes += 1
+    def _ended(self, lock: RangeLock, changes: bool, future: "asyncio.Future[T]") -> None:
+        if not future.cancelled() and future.exception() is None:
+            # What failed was not acknowledged: no flush owes anything for it.
+            self._changes += changes
+            if lock.exclusive:
+                self._refusal = ""
         self.locks.release(lock)
+
+    async def _find_out_what_is_lost(self) -> None:
+        """A file system that becomes read-only drops what is in its cache unwritten, and shows what was there before.
+
+        So what was acknowledged but not flushed must be flushed before anything is read again. If that fails the file
+        is out of service; if there was nothing to flush, reads go on.
+        """
+        with contextlib.suppress(VolumeError):
+            await self.flush(0, self.blocks)
+
+    @property
+    def refusal(self) -> str:
+        """Why changes were refused since the last one that succeeded (the file system is read-only), or ""."""
+        return self._refusal if self._changes == self._changes_before_refusal else ""
 
     def _meaning(self, error: StorageError) -> VolumeError:
         if isinstance(error, StorageFull):

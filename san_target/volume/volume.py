@@ -70,6 +70,11 @@ class Volume:
         self.blocks = self._local.blocks = blocks
         self._direct = self._router.whole
 
+    @property
+    def refusal(self) -> str:
+        """Why this member's disk refuses changes now (its file system became read-only), or ""."""
+        return self._local.refusal
+
     # Changes of map and size ------------------------------------------------------------------------------------------
 
     def update(self, map_snapshot: "MapSnapshot", held: Sequence[HeldRange]) -> None:
