@@ -66,7 +66,7 @@ class Disk:
         self.block_bytes = 0
         self.blocks = 0
         self._multipath = Multipath(paths)
-        self._lun_value = lun_value(lun)
+        self.lun_value = lun_value(lun)
 
     async def close(self) -> None:
         await asyncio.gather(*(path.close() for path in self.paths))
@@ -84,7 +84,7 @@ class Disk:
         task = Task(
             cdb,
             on_done,
-            lun=self._lun_value,
+            lun=self.lun_value,
             read_bytes=read_bytes,
             write_data=data,
             attribute=attribute,
@@ -158,7 +158,7 @@ class Disk:
 
     def _select(self, lun: int) -> None:
         self.lun = lun
-        self._lun_value = lun_value(lun)
+        self.lun_value = lun_value(lun)
 
 
 class Initiator:

@@ -26,6 +26,7 @@ from san_target.wire.framer import FramingError, Pdu
 from san_target.wire.text import encode_pairs
 
 EVENTS_MAX: Final = 10000
+VIOLATIONS_MAX: Final = 5  # then a path gives up: the same command would meet the same mistake again
 Answer = TypeVar("Answer")
 _DISCOVERY_KEYS: Final = frozenset(
     {"HeaderDigest", "DataDigest", "MaxRecvDataSegmentLength", "DefaultTime2Wait", "DefaultTime2Retain"}
@@ -49,6 +50,7 @@ class Path:
         self.moves = 0
         self.logins = 0
         self.violations: list[str] = []
+        self.remarks: dict[str, int] = {}
         self.failed: str | None = None
         self.on_reissue: Callable[[Task], None] | None = None
         self.on_down: Callable[[Path, list[Task]], None] | None = None
@@ -77,8 +79,7 @@ class Path:
     def submit(self, task: Task) -> None:
         """Send a task, as soon as there is a session; it ends with Failure.PATH_LOST where there will be none."""
         self.enqueue(task)
-        if self._connection is not None:
-            self._connection.plan_flush()
+        self.plan_flush()
 
     def enqueue(self, task: Task) -> None:
         """The same from within on_done, whose batch is flushed at its end anyway."""
@@ -90,6 +91,11 @@ class Path:
             self._reactor.loop.call_soon(_end, task, Failure.PATH_LOST)
         else:
             self._pending.append(task)
+
+    def plan_flush(self) -> None:
+        """Send what was enqueued when this turn of the loop ends."""
+        if self._connection is not None:
+            self._connection.plan_flush()
 
     async def task_management(self, function: int, lun: int = 0, task: Task | None = None) -> int:
         """Send a task management function (RFC 7143 11.5); returns its response code. ConnectionError without one."""
@@ -302,6 +308,8 @@ class Path:
         session, self.session = self.session, None
         if session is None:
             return
+        for text, count in session.remarks.items():
+            self.remarks[text] = self.remarks.get(text, 0) + count
         self._watch.fail_waiters(ConnectionError("the connection was lost"))
         unfinished = session.lost()
         self._down_since = time.monotonic()
@@ -311,6 +319,9 @@ class Path:
             return
         self._note(Kind.LOST, self.address, "" if error is None else str(error))
         self._requeue(unfinished)
+        if len(self.violations) >= VIOLATIONS_MAX:
+            self._give_up(self.violations[-1])
+            return
         wait_s = self._time2wait_s
         if wait_s is None:
             wait_s = session.parameters.default_time2wait_s if self.personality.obeys_time2wait else 0.0
@@ -342,11 +353,14 @@ class Path:
                 reason = str(error) or "no answer"
                 self._note(Kind.LOGIN_FAILED, self.address_tried, reason)
                 if (isinstance(error, LoginError) and error.final) or time.monotonic() > give_up_s:
-                    self.failed = reason
-                    self._note(Kind.FAILED, self.nexus.portal, reason)
-                    self._fail_pending()
+                    self._give_up(reason)
                     return
             await asyncio.sleep(personality.login_retry_s)
+
+    def _give_up(self, reason: str) -> None:
+        self.failed = reason
+        self._note(Kind.FAILED, self.nexus.portal, reason)
+        self._fail_pending()
 
     def _fail_pending(self) -> None:
         while self._pending:

@@ -99,7 +99,7 @@ OPEN_ISCSI: Final = Personality(
         ASYNC_SESSION_DROP: Reaction.AWAIT_CLOSE,
         ASYNC_NEGOTIATION_REQUEST: Reaction.LOGOUT,
     },
-    chap_algorithms=(8, 7, 6, 5),
+    chap_algorithms=(5, 6, 7, 8),
 )
 
 LIBISCSI: Final = Personality(

@@ -1,8 +1,8 @@
 """The full feature phase of a session from the initiator's side (RFC 7143 4.2, 7, 11). Pure, and fast where it counts.
 
 Invariants: a command enters `tasks` when it is sent and leaves it when it ended; CmdSN and StatSN are counted here
-only; every byte to send goes through `outgoing`, in order. What a target may not do raises ProtocolError: a simulator
-that overlooks a mistake is of no use.
+only; every byte to send goes through `outgoing`, in order. What a target may not do raises ProtocolError, since a
+simulator that overlooks a mistake is of no use; mistakes that real initiators never look at become `remarks`.
 """
 
 from collections import deque
@@ -73,6 +73,7 @@ class Session:
         "outgoing",
         "parameters",
         "reactions",
+        "remarks",
         "tasks",
         "tsih",
     )
@@ -88,6 +89,7 @@ class Session:
         self.outgoing: list[bytes | memoryview] = []
         self.tasks: dict[int, Task] = {}
         self.commands_sent = 0
+        self.remarks: dict[str, int] = {}
         self.logging_out = False
         self._digests = login.parameters.header_digest or login.parameters.data_digest
         self._tasks_waiting: deque[Task] = deque()
@@ -229,6 +231,10 @@ class Session:
             fields |= {"referenced_task_tag": task.itt, "ref_cmd_sn": task.sent_cmd_sn}
         self._request(opcodes.TASK_MANAGEMENT_REQUEST, confirmed, **fields)
 
+    def remark(self, text: str) -> None:
+        """The target broke a rule that no initiator at ErrorRecoveryLevel 0 depends on."""
+        self.remarks[text] = self.remarks.get(text, 0) + 1
+
     def _reached_by(self, function: int, lun: int, task: Task | None) -> list[Task]:
         if function == opcodes.ABORT_TASK:
             return [] if task is None else [task]
@@ -325,7 +331,7 @@ class Session:
             self._residual(task, flags, status, residual)
             # 11.4.8: the number of Data-In (and R2T) PDUs that were sent for the command.
             if exp_data_sn != task.data_sn and task.read_bytes:
-                raise ProtocolError(f"ExpDataSN {exp_data_sn}, but {task.data_sn} Data-In PDUs came (RFC 7143 11.4.8)")
+                self.remark("SCSI Response: ExpDataSN is not the number of Data-In PDUs (RFC 7143 11.4.8)")
         if response != 0:
             self._finish_failed(task, Failure.TARGET_FAILURE)
             return
