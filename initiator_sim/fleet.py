@@ -112,7 +112,7 @@ class Fleet:
         personality = assignment.personality
         # A simulator that is told a depth means it: the personality's own limit applies to nobody here.
         return Initiator(
-            f"{personality.initiator_name}-{number}",
+            personality.initiator_name + (f"-{number}" if assignment.initiators > 1 else ""),
             replace(personality, queue_depth=max(personality.queue_depth, assignment.plan.depth)),
             chap=assignment.chap,
             mutual=assignment.mutual,

@@ -132,6 +132,7 @@ class Stream:
         self._reads = plan.reads
         self._simple = plan.reads == 1.0 and not plan.discard_share
         self._gated = bool(plan.rate or plan.burst_s)
+        self._held = self._gated  # commands that end wait for the gate, instead of beginning the next I/O
         self._payload = memoryview(random.Random(seed + 2).randbytes(plan.block_bytes))
         self._add_read = meter.reads_s.append
         self._add_write = meter.writes_s.append
@@ -176,6 +177,7 @@ class Stream:
         plan = self.plan
         cycle_s = plan.burst_s + plan.pause_s
         working = not plan.burst_s or (now - self._started_at_s) % cycle_s < plan.burst_s
+        self._held = bool(plan.rate) or not working
         if working:
             # After a stall no more than one depth is caught up.
             earned = (now - self._gate_at_s) * plan.rate if plan.rate else float(plan.depth)
@@ -256,7 +258,7 @@ class Stream:
         self._next(task, now)
 
     def _next(self, task: Task, now: float) -> None:
-        if self._stopping or self._gated:
+        if self._stopping or self._held:
             self._rest(task)
             return
         self.prepare(task)

@@ -1,0 +1,318 @@
+"""The `initiator-sim` command."""
+
+import json
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+import rich_click
+from rich.console import Console
+
+from initiator_sim.chap import Credentials
+from initiator_sim.client import Initiator, ScsiError
+from initiator_sim.fleet import Assignment, Fleet
+from initiator_sim.inspection import inspect as inspect_disk
+from initiator_sim.login import LoginError
+from initiator_sim.nexus import split_address
+from initiator_sim.personalities import OPEN_ISCSI, PERSONALITIES, with_digests
+from initiator_sim.session import ProtocolError
+from initiator_sim.view import LiveView, show_report
+from initiator_sim.workload import WORKLOADS, Plan
+
+Result = TypeVar("Result")
+UNITS: Final = "kmgt"
+_EXPECTED: Final = (LoginError, ProtocolError, ScsiError, LookupError, ValueError, OSError)
+
+
+class Program(rich_click.RichGroup):
+    """Errors as one plain line on stderr: exit code 1, or 2 for wrong usage."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        try:
+            status = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            line = " ".join(error.format_message().split())
+            if isinstance(error, click.UsageError) and error.ctx is not None:
+                line = f"{line} (see: {error.ctx.command_path} --help)"
+            click.echo(f"initiator-sim: {line}", err=True)
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("initiator-sim: interrupted", err=True)
+            sys.exit(130)
+        except BrokenPipeError:
+            sys.stderr.close()
+            sys.exit(1)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def execute(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run it on uvloop; what goes wrong in the world becomes one line."""
+    import uvloop
+
+    try:
+        return uvloop.run(work)
+    except TimeoutError:
+        raise click.ClickException("no answer in time") from None
+    except ConnectionRefusedError:
+        raise click.ClickException("nobody listens at this portal (connection refused)") from None
+    except _EXPECTED as error:
+        raise click.ClickException(str(error) or type(error).__name__) from None
+
+
+# --- the values of options --------------------------------------------------------------------------------------------
+
+
+class SizeType(click.ParamType):  # type: ignore[type-arg]
+    """Bytes, or a number with k, m, g, t (binary): 4k."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).strip().lower().removesuffix("b").removesuffix("i")
+        factor = 1
+        if text and text[-1] in UNITS:
+            factor = 1 << 10 * (UNITS.index(text[-1]) + 1)
+            text = text[:-1]
+        if not text.isdigit() or int(text) == 0:
+            self.fail(f"{value!r} is no size: expected bytes, or a number with k, m, g, such as 4k", param, ctx)
+        return int(text) * factor
+
+
+class PortalType(click.ParamType):  # type: ignore[type-arg]
+    """HOST or HOST:PORT."""
+
+    name = "portal"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            split_address(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
+class UserType(click.ParamType):  # type: ignore[type-arg]
+    """USER:SECRET_FILE; one line end at the end of the file is not part of the secret."""
+
+    name = "user:secret_file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Credentials:
+        if isinstance(value, Credentials):
+            return value
+        user, separator, file = str(value).rpartition(":")
+        if not separator or not user or not file:
+            self.fail(f"{value!r}: expected USER:SECRET_FILE", param, ctx)
+        try:
+            secret = Path(file).read_bytes()
+        except OSError as error:
+            self.fail(f"{file}: {error.strerror}", param, ctx)
+        return Credentials(user, secret.removesuffix(b"\n").removesuffix(b"\r"))
+
+
+def initiator_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Who logs in, and how."""
+    options = (
+        click.option("--name", help="The initiator's name; by default the personality's."),
+        click.option(
+            "--personality",
+            type=click.Choice(list(PERSONALITIES)),
+            default=OPEN_ISCSI.name,
+            show_default=True,
+            help="The kind of initiator to behave like.",
+        ),
+        click.option("--chap", type=UserType(), metavar="USER:SECRET_FILE", help="Prove to be this user."),
+        click.option(
+            "--mutual-chap", type=UserType(), metavar="USER:SECRET_FILE", help="What the target has to prove."
+        ),
+        click.option(
+            "--digest",
+            type=click.Choice(["none", "header", "data", "both"]),
+            help="CRC32C digests; by default what the personality offers.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+def _initiator(
+    name: str | None,
+    personality: str,
+    chap: Credentials | None,
+    mutual_chap: Credentials | None,
+    digest: str | None,
+) -> Initiator:
+    if mutual_chap is not None and chap is None:
+        raise click.UsageError("--mutual-chap needs --chap (RFC 7143 12.1.3)")
+    kind = PERSONALITIES[personality]
+    keys = None if digest is None else with_digests(kind, digest)
+    return Initiator(name, kind, chap=chap, mutual=mutual_chap, keys=keys)
+
+
+def print_json(document: object) -> None:
+    click.echo(json.dumps(document, ensure_ascii=False))
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """A simulated initiator: look at iSCSI targets, put load on them, check every byte."""
+
+
+@main.command()
+@click.argument("portal", type=PortalType())
+@initiator_options
+@json_option
+def discover(portal: str, as_json: bool, **who: Any) -> None:
+    """List the targets that PORTAL offers."""
+
+    async def work() -> list[dict[str, Any]]:
+        targets = await _initiator(**who).discover(portal)
+        return [{"iqn": target.iqn, "addresses": list(target.addresses)} for target in targets]
+
+    found = execute(work())
+    if as_json:
+        print_json(found)
+        return
+    for target in found:
+        click.echo(target["iqn"])
+        for address in target["addresses"]:
+            click.echo(f"    {address}")
+    if not found:
+        click.echo("no targets", err=True)
+
+
+@main.command()
+@click.argument("portal", type=PortalType())
+@click.argument("iqn")
+@click.option("--lun", type=click.IntRange(0, 16383), help="By default the first that is a disk.")
+@initiator_options
+@json_option
+def inspect(portal: str, iqn: str, lun: int | None, as_json: bool, **who: Any) -> None:
+    """Show what a disk says about itself: inquiry, pages, capacity, reservations."""
+
+    async def work() -> dict[str, Any]:
+        async with _initiator(**who).connect(portal, iqn, lun=lun) as disk:
+            return await inspect_disk(disk)
+
+    found = execute(work())
+    if as_json:
+        print_json(found)
+    else:
+        _show(Console(), found)
+
+
+def _show(console: Console, value: Any, indent: int = 0) -> None:
+    """Nested values as an indented list."""
+    margin = "  " * indent
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items:
+        label = str(key).replace("_", " ") if isinstance(value, dict) else "-"
+        if isinstance(inner, dict) and set(inner) == {"name", "value"}:
+            label, inner = f"{label} {inner['name']}", inner["value"]
+        if isinstance(inner, list) and all(isinstance(one, str | int) for one in inner):
+            inner = ", ".join(map(str, inner)) or "none"
+        if isinstance(inner, dict | list):
+            console.print(f"{margin}[bold]{label}[/]", highlight=False)
+            _show(console, inner, indent + 1)
+        else:
+            shown = "none" if inner is None else ("no", "yes")[inner] if isinstance(inner, bool) else inner
+            console.print(f"{margin}{label}: {shown}", highlight=False, markup=False)
+
+
+@main.command()
+@click.argument("portal", type=PortalType())
+@click.argument("iqn")
+@click.option("--portal", "more_portals", type=PortalType(), multiple=True, help="Further portals for the sessions.")
+@click.option("--lun", type=click.IntRange(0, 16383), help="By default the first that is a disk.")
+@click.option("--sessions", type=click.IntRange(1), default=1, show_default=True, help="Sessions of each initiator.")
+@click.option("--initiators", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--workload", type=click.Choice(WORKLOADS), default="randread", show_default=True)
+@click.option("--read-share", type=click.FloatRange(0, 1), default=0.7, show_default=True, help="For randrw.")
+@click.option("--block", type=SizeType(), default="4k", show_default=True, help="Size of one I/O.")
+@click.option("--depth", type=click.IntRange(1, 1024), default=32, show_default=True, help="I/Os in flight a session.")
+@click.option("--rate", type=click.FloatRange(0), default=0.0, help="I/Os a second and session; 0 = unbounded.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True)
+@click.option("--zipf", type=click.FloatRange(0), default=0.0, help="Hot spots: exponent such as 1.1; 0 = uniform.")
+@click.option("--discard-share", type=click.FloatRange(0, 1), default=0.0, help="Share of UNMAP among all I/Os.")
+@click.option("--flush-every", type=click.IntRange(0), default=0, help="A flush after so many writes of a session.")
+@click.option("--burst", type=(float, float), metavar="WORK REST", help="Seconds to work and to rest, in turn.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@initiator_options
+@json_option
+def run(**options: Any) -> int:
+    """Put load on a disk, watch it live, and report. Exit code 1 after any error, hang or broken rule."""
+    who = {key: options[key] for key in ("name", "personality", "chap", "mutual_chap", "digest")}
+    _initiator(**who)  # refuses what does not go together
+    personality = PERSONALITIES[options["personality"]]
+    assignment = Assignment(
+        portals=(options["portal"], *options["more_portals"]),
+        iqn=options["iqn"],
+        plan=_plan(options),
+        personality=replace(personality, initiator_name=options["name"] or personality.initiator_name),
+        initiators=options["initiators"],
+        sessions=options["sessions"],
+        seconds=options["seconds"],
+        lun=options["lun"],
+        chap=options["chap"],
+        mutual=options["mutual_chap"],
+        keys=None if options["digest"] is None else with_digests(personality, options["digest"]),
+    )
+    report = execute(_run(assignment, live=not options["as_json"]))
+    if options["as_json"]:
+        print_json(report)
+    else:
+        show_report(report, Console())
+    return 0 if report["ok"] else 1
+
+
+async def _run(assignment: Assignment, live: bool) -> dict[str, Any]:
+    fleet = Fleet(assignment)
+    console = Console(stderr=True)
+    if live and console.is_terminal:
+        with LiveView(fleet, console) as view:
+            await fleet.run(view.interval)
+    else:
+        await fleet.run()
+    return fleet.report()
+
+
+def _plan(options: dict[str, Any]) -> Plan:
+    burst_s, pause_s = options["burst"] or (0.0, 0.0)
+    return Plan(
+        workload=options["workload"],
+        block_bytes=options["block"],
+        depth=options["depth"],
+        read_share=options["read_share"],
+        zipf=options["zipf"],
+        rate=options["rate"],
+        discard_share=options["discard_share"],
+        flush_every=options["flush_every"],
+        burst_s=burst_s,
+        pause_s=pause_s,
+        seed=options["seed"],
+    )
+
+
+if __name__ == "__main__":
+    main()
