@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -29,9 +30,13 @@ def run(config: "MemberConfig") -> None:
 
 
 def announce(ready_line: str) -> None:
-    """Say `ready` to whoever waits for it, at once even into a pipe."""
-    click.echo(ready_line)
-    sys.stdout.flush()
+    """Say `ready` to whoever waits for it, at once even into a pipe. Serving goes on where nobody can be told."""
+    try:
+        click.echo(ready_line)
+        sys.stdout.flush()
+    except OSError:
+        # A file on a full disk, a reader who went away. The interpreter must not try again at its end.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def log_to_stderr() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.target import wait_for
 from tests.unit.cli.test_demo import free_base_port
 
 PROGRAM = (sys.executable, "-m", "san_target.cli")
@@ -33,6 +34,10 @@ class Processes:
         )
         self._running.append(process)
         return process
+
+    def add(self, process: subprocess.Popen[str]) -> None:
+        """End this one too."""
+        self._running.append(process)
 
     def close(self) -> None:
         for process in self._running:
@@ -108,6 +113,21 @@ def test_life_of_a_volume(tmp_path: Path, processes: Processes) -> None:
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
     assert run("--api", api, "volume", "delete", "disk").returncode == 0
     assert ask(api, "volume", "list") == []
+    end(process)
+
+
+def test_serve_whose_output_lies_on_a_full_disk_serves(tmp_path: Path, processes: Processes) -> None:
+    """Such as a log file beside a pool that initiators have filled."""
+    port = free_base_port()
+    words = ("serve", "--name", "m1", "--dir", str(tmp_path / "pool"), "--portal", f"127.0.0.1:{port}")
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen(
+            [*PROGRAM, *words, "--admin", f"127.0.0.1:{port + 20}"], stdout=full, stderr=full, text=True
+        )
+    processes.add(process)
+    api = f"http://127.0.0.1:{port + 20}"
+    wait_for(lambda: run("--api", api, "member", "list").returncode == 0, 60, "it serves")
+    assert ask(api, "volume", "create", "disk", "--size", "4M")["state"] == "ready"
     end(process)
 
 
