@@ -270,7 +270,8 @@ class SqliteDatabase:
                 if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
                     raise  # the frame that would commit it was not written: it was surely not made
                 raise StoreUnavailable(
-                    f"the store {self.path} did not confirm a change ({error}): it may have been made or not"
+                    f"the store {self.path} did not confirm a change ({error}), which may have been made or not; "
+                    "check its file system"
                 ) from error
         except sqlite3.Error as error:
             raise translate(error, self.path) from error

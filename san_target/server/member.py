@@ -287,6 +287,8 @@ class Member:
         """A step that fails must not keep the others from being taken."""
         try:
             await step()
+        except (StoreError, PoolError) as error:
+            log.error("could not end cleanly", what=what, reason=str(error))
         except Exception as error:
             log.error("could not end cleanly", what=what, exc_info=error)
 
