@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from tests.support.tools import find
 
-SUITE_TIMEOUT_S = 120
+SUITE_TIMEOUT_S = 300
 DETAIL_LINES_MAX = 20  # of different lines; a failing test may say the same hundreds of times
 TEST_LINE = re.compile(r"^  Test: (\S+) \.\.\.", re.MULTILINE)
 END_OF_TESTS = re.compile(r"^Run Summary:", re.MULTILINE)

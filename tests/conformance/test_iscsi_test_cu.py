@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-
 import pytest
 
 from tests.conformance.expectations import NOWHERE
 from tests.conformance.iscsi_test_cu import Outcomes, Verdict
-from tests.conformance.kinds import KINDS, MULTIPATH, run_kind
+from tests.conformance.kinds import KINDS, MULTIPATH, run_kinds
 from tests.conformance.report import DOCUMENT, document, passes_somewhere
 from tests.support.member import Member
 
@@ -20,19 +17,14 @@ PASSING_MIN = 220
 
 
 @pytest.fixture(scope="module")
-def outcomes_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcomes]:
-    """The outcomes on a kind of volume; each kind is run once."""
-
-    @cache
-    def outcomes(kind: str) -> Outcomes:
-        return run_kind(Member, tmp_path_factory.mktemp(kind), kind)
-
-    return outcomes
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcomes]:
+    """The outcomes by kind of volume; run once for all tests below."""
+    return run_kinds(Member, tmp_path_factory.mktemp("conformance"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_test_fails(outcomes_on: Callable[[str], Outcomes], kind: str) -> None:
-    outcomes = outcomes_on(kind)
+def test_no_test_fails(results: dict[str, Outcomes], kind: str) -> None:
+    outcomes = results[kind]
     bad = {
         test: outcome for test, outcome in outcomes.items() if outcome.verdict not in (Verdict.PASSED, Verdict.SKIPPED)
     }
@@ -40,8 +32,8 @@ def test_no_test_fails(outcomes_on: Callable[[str], Outcomes], kind: str) -> Non
     assert not bad, f"{len(bad)} of {len(outcomes)} on {kind}:\n" + "\n".join(told)
 
 
-def test_with_a_second_url_every_multipath_test_passes(outcomes_on: Callable[[str], Outcomes]) -> None:
-    assert {test: outcome.verdict for test, outcome in outcomes_on(MULTIPATH).items()} == {
+def test_with_a_second_url_every_multipath_test_passes(results: dict[str, Outcomes]) -> None:
+    assert {test: outcome.verdict for test, outcome in results[MULTIPATH].items()} == {
         "MultipathIO.Simple": Verdict.PASSED,
         "MultipathIO.Reset": Verdict.PASSED,
         "MultipathIO.CompareAndWrite": Verdict.PASSED,
@@ -49,8 +41,7 @@ def test_with_a_second_url_every_multipath_test_passes(outcomes_on: Callable[[st
     }
 
 
-def test_each_test_passes_on_some_volume_or_has_its_reason(outcomes_on: Callable[[str], Outcomes]) -> None:
-    results = {kind: outcomes_on(kind) for kind in KINDS}
+def test_each_test_passes_on_some_volume_or_has_its_reason(results: dict[str, Outcomes]) -> None:
     passing = passes_somewhere(results)
     every = {test for outcomes in results.values() for test in outcomes}
     assert every - passing == set(NOWHERE)
@@ -58,7 +49,7 @@ def test_each_test_passes_on_some_volume_or_has_its_reason(outcomes_on: Callable
     assert len(every) >= TESTS
 
 
-def test_the_document_tells_what_this_run_found(outcomes_on: Callable[[str], Outcomes]) -> None:
-    assert DOCUMENT.read_text() == document({kind: outcomes_on(kind) for kind in KINDS}), (
+def test_the_document_tells_what_this_run_found(results: dict[str, Outcomes]) -> None:
+    assert DOCUMENT.read_text() == document(results), (
         "docs/conformance.md is not current: python -m tests.conformance.run --write-docs"
     )
