@@ -92,7 +92,10 @@ def accelerator() -> str:
 
 
 class Guest:
-    """One machine. `directory` holds its console and control socket; `settings` are those of init.sh."""
+    """One machine. `directory` holds its console and control socket; `settings` are those of init.sh.
+
+    `kernel`: cloud or amd64, as build.sh knows them; default $GUEST_KERNEL, else cloud.
+    """
 
     def __init__(
         self,
@@ -101,14 +104,14 @@ class Guest:
         settings: Mapping[str, str] | None = None,
         *,
         tap: str | None = None,
-        kernel: str = "cloud",
+        kernel: str | None = None,
         memory_mib: int = 512,
     ) -> None:
         self._images = image_directory
         self._directory = directory
         self._settings = {"GUEST_LOOPBACK": "1", **(settings or {})}
         self._tap = tap
-        self._kernel = kernel
+        self._kernel = kernel or os.environ.get("GUEST_KERNEL", "cloud")
         self._memory_mib = memory_mib
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
