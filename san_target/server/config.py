@@ -47,6 +47,7 @@ class LimitsConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     nop_interval_s: Annotated[float, Meta(gt=0, le=86400)] = _USUAL.nop_interval_s
     nop_timeout_s: Annotated[float, Meta(gt=0, le=3600)] = _USUAL.nop_timeout_s
     buffered_bytes_max: Annotated[int, Meta(ge=1 << 20)] = _USUAL.buffered_bytes_max
+    unsent_bytes_max: Annotated[int, Meta(ge=1 << 16)] = _USUAL.unsent_bytes_max
 
     def target_limits(self) -> TargetLimits:
         return TargetLimits(**{field.name: getattr(self, field.name) for field in fields(TargetLimits)})

@@ -14,7 +14,7 @@ from san_target.scsi.logical_unit import execute_without_unit
 from san_target.scsi.sense import CheckCondition, Condition
 from san_target.session.sequencing import Sequencer
 from san_target.session.tasks import Task
-from san_target.session.transfer import DataOutTransfer, segments
+from san_target.session.transfer import DataOutTransfer, Grants, segments
 from san_target.wire import hot, pdus
 from san_target.wire.ahs import ExtendedCdb, parse_ahs
 from san_target.wire.errors import PduError
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 ANSWERS_PER_FLUSH = 16
 LARGE_ANSWER_BYTES = 65536  # worth a system call of its own, and then its memory is still in the cache
 IMMEDIATE_TASKS_MAX = 32
+_OTHER_DATA_IN_BYTES_MAX = 1 << 20  # of commands other than READ
 _READ, _WRITE = 0x40, 0x20
 RawHeader = tuple[int, int, int, int, int, int, int, int, int, bytes]  # the fields of wire.hot.Header
 _INTERNAL_TARGET_FAILURE = Condition(0x4, 0x44, 0x00)
@@ -68,6 +69,7 @@ class Commands(Sequencer):
         self._waiting: deque[Task] = deque()
         self._executing = 0
         self._executing_bytes = 0
+        self._grants = Grants(limits.buffered_bytes_max)
         self._ordered_executing = False
         self._tags = _tags()
 
@@ -225,11 +227,20 @@ class Commands(Sequencer):
             task.read_expected = bidirectional_read if flags & _READ else 0
         elif flags & _READ:
             task.read_expected = expected
+        if task.read_expected:
+            task.read_bytes = self._data_in_bytes(cdb, task.read_expected)
         if lun == 0:
             task.write_wanted = session.target.unit.data_out_length(cdb)
         self.tasks[itt] = task
         session.counters.commands += 1
         return task
+
+    def _data_in_bytes(self, cdb: bytes, expected: int) -> int:
+        """What a command reads into memory: all that a READ names, however little the initiator expects."""
+        decoded = decode_read_write(cdb)
+        if decoded is None:
+            return min(expected, _OTHER_DATA_IN_BYTES_MAX)
+        return min(decoded[1] * self._block_size, self.limits.buffered_bytes_max)
 
     def on_data_out(self, pdu: "Pdu") -> None:
         """SCSI Data-Out (RFC 7143 11.7). Data for a task that is gone, or has all it needs, is dropped silently."""
@@ -255,7 +266,12 @@ class Commands(Sequencer):
                 task.command.data_out = transfer.data()
                 self._start(task)
             return
-        for request in transfer.solicit(self._tags):
+        if transfer.may_solicit and self._grants.ask(task):
+            self._solicit(task)
+
+    def _solicit(self, task: Task) -> None:
+        assert task.transfer is not None
+        for request in task.transfer.solicit(self._tags):
             self.send(
                 hot.pack_r2t(
                     task.lun_field,
@@ -285,9 +301,8 @@ class Commands(Sequencer):
             return False
         if task.command.attribute == ORDERED and self._executing:
             return False  # SAM-5 8.8: after everything older
-        if not self._executing:
-            return True
-        return self._executing_bytes + self.host.unsent_bytes + task.buffered_bytes <= self.limits.buffered_bytes_max
+        pending = self._executing_bytes + self.host.unsent_bytes
+        return not pending or pending + task.buffered_bytes <= self.limits.buffered_bytes_max
 
     def start_waiting(self) -> None:
         """Start queued commands whose turn has come; called when a task ended or output was sent."""
@@ -365,26 +380,31 @@ class Commands(Sequencer):
         if task.command.aborted or self.ending:
             self._end(task)
             return
-        self.tasks.pop(task.itt, None)
-        if not task.immediate:
-            self.command_ended()
+        self._forget(task)
         self._respond(task, outcome)
         self._count(task, outcome)
         task.ended()
         if self.answers >= ANSWERS_PER_FLUSH:
-            self.host.wake()
+            self.host.flush()
 
     def _end(self, task: Task) -> None:
         """Forget an aborted task: no response (RFC 7143 11.5.1)."""
+        self._forget(task)
+        task.ended()
+
+    def _forget(self, task: Task) -> None:
         self.tasks.pop(task.itt, None)
         if not task.immediate:
             self.command_ended()
-        task.ended()
+        if task.transfer is not None:
+            for granted in self._grants.release(task):
+                self._solicit(granted)
 
     def abort(self, tasks: list[Task]) -> None:
         """Mark tasks as aborted. Those not with the logical unit end here, the others when it lets go of them."""
         for task in tasks:
             task.command.aborted = True
+        for task in tasks:
             if not task.executing:
                 if task in self._waiting:
                     self._waiting.remove(task)

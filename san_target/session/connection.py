@@ -5,13 +5,13 @@ rare PDUs are handled here; SCSI commands in `commands`. Errors of the initiator
 or the session cannot go on at ErrorRecoveryLevel 0, in the end of this connection; never in anyone else's trouble.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final
 
 from san_target.scsi.nexus import Nexus
 from san_target.session import task_management
-from san_target.session.commands import Commands
+from san_target.session.commands import ANSWERS_PER_FLUSH, Commands
 from san_target.session.discovery import TextExchange, TextRequest
 from san_target.session.login import Login, LoginRequest, LoginResult
 from san_target.session.session import Session
@@ -32,6 +32,7 @@ from san_target.wire.opcodes import (
     OPCODE_MASK,
     REJECT_COMMAND_NOT_SUPPORTED,
     REJECT_DATA_DIGEST_ERROR,
+    REJECT_IMMEDIATE_COMMAND,
     REJECT_INVALID_PDU_FIELD,
     REJECT_PROTOCOL_ERROR,
     RESERVED_TAG,
@@ -51,6 +52,12 @@ if TYPE_CHECKING:
 # Logout (RFC 7143 11.14.1, 11.15.1)
 _CLOSE_SESSION, _CLOSE_CONNECTION, _REMOVE_FOR_RECOVERY = 0, 1, 2
 _LOGGED_OUT, _CID_NOT_FOUND, _RECOVERY_NOT_SUPPORTED = 0, 1, 2
+
+# What is handled of one receive before other connections have their turn: a PDU that takes the slow way counts one,
+# a rare one, which takes some 100 us, four.
+WORK_PER_TURN: Final = 256
+_RARE_PDU_WORK: Final = 4
+IMMEDIATE_FUNCTIONS_MAX: Final = 32
 
 Handler = Callable[["Connection", Pdu], None]
 
@@ -94,13 +101,20 @@ class Connection(Commands):
         self._ping_sent_s: float | None = None
         self._ping_tag = 0
         self._cid = 0
+        self._functions_open = 0  # task management that waits for the end of tasks
         self._ended = False
         self._ended_events: list[Callable[[], None]] = []
 
     # --- receiving ------------------------------------------------------------------------------------------------
 
-    def receive(self, received: Iterator[Pdu]) -> None:
-        """Handle the PDUs of one receive, in order. Answers are left in `outgoing` or were flushed on the way."""
+    def receive(self, received: Generator[Pdu, None, None]) -> None:
+        """Handle the PDUs of one receive, in order. Answers are left in `outgoing` or were flushed on the way.
+
+        Where they are many and slow, or the initiator does not take the answers, the rest stays with the framer, which
+        is `unread` then: the shell calls again without new bytes when the others have had their turn, or when enough
+        output is sent. So nobody can hold up the others, or make this side keep more than it takes itself.
+        """
+        work = 0
         try:
             for pdu in received:
                 self._heard = True
@@ -111,6 +125,12 @@ class Connection(Commands):
                     self.trace("in", pdu.bhs)
                 self._dispatch(pdu)
                 if self.stage is Stage.CLOSED:
+                    return
+                if self.answers >= ANSWERS_PER_FLUSH:
+                    self.host.flush()
+                work += 1 if header[0] & OPCODE_MASK in _COMMON else _RARE_PDU_WORK
+                if work >= WORK_PER_TURN or self.host.unsent_bytes > self.limits.unsent_bytes_max:
+                    received.close()
                     return
         except FramingError as error:
             self._on_framing_error(error)
@@ -238,6 +258,7 @@ class Connection(Commands):
         self.host.began(session)
         self.parameters = result.parameters
         self._cid = result.cid
+        self.framer.data_segment_max = result.parameters.max_recv_data_segment_length
         self.header_digest = self.framer.header_digest = result.parameters.header_digest
         self.data_digest = self.framer.data_digest = result.parameters.data_digest
         self._text = TextExchange(
@@ -292,6 +313,10 @@ class Connection(Commands):
     def _on_task_management(self, pdu: Pdu) -> None:
         self.host.counters.task_management += 1
         header = pdus.parse(pdu.bhs)
+        if header.immediate and self._functions_open >= IMMEDIATE_FUNCTIONS_MAX:
+            # RFC 7143 4.2.2.1: the command window does not hold immediate commands back.
+            self._refuse_pdu(REJECT_IMMEDIATE_COMMAND, pdu)
+            return
         request = task_management.Request(
             header.function,
             pdus.lun_to_int(header.lun),
@@ -300,6 +325,7 @@ class Connection(Commands):
         )
 
         def respond(response: int) -> None:
+            self._functions_open -= 1
             if self.ending:
                 return
             self.send_status(TASK_MANAGEMENT_RESPONSE, response=response, initiator_task_tag=header.initiator_task_tag)
@@ -307,6 +333,7 @@ class Connection(Commands):
                 self.command_ended()
             self.host.wake()
 
+        self._functions_open += 1
         task_management.carry_out(self, task_management.decide(self, request), respond)
 
     def _on_snack(self, pdu: Pdu) -> None:
@@ -449,6 +476,7 @@ class Connection(Commands):
 
 _LOGGED_IN = frozenset({Stage.DISCOVERY, Stage.FULL_FEATURE})
 _NORMAL = frozenset({Stage.FULL_FEATURE})
+_COMMON = frozenset({SCSI_COMMAND, DATA_OUT})
 
 # Opcode -> handler, the stages in which it is legal, and whether it has its place in CmdSN order.
 _HANDLERS: Final[dict[int, tuple[Handler, frozenset[Stage], bool]]] = {

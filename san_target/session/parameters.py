@@ -31,7 +31,12 @@ class Parameters:
 
 @dataclass(slots=True, frozen=True)
 class TargetLimits:
-    """What this target offers in negotiation; RFC 7143 section 13 names in brackets."""
+    """What this target offers in negotiation, and what one connection may cost.
+
+    buffered_bytes_max: for the data of commands, each way: collected from the initiator, or on its way to it. What one
+    command needs is always granted. unsent_bytes_max: output that the initiator has not taken yet, above which nothing
+    more is read from it.
+    """
 
     max_recv_data_segment_length: int = 1 << 20
     max_burst_length: int = 1 << 20
@@ -43,4 +48,5 @@ class TargetLimits:
     login_timeout_s: float = 15.0
     nop_interval_s: float = 30.0
     nop_timeout_s: float = 45.0
-    buffered_bytes_max: int = 64 << 20
+    buffered_bytes_max: int = 16 << 20
+    unsent_bytes_max: int = 4 << 20

@@ -8,6 +8,7 @@ command taken in order; MaxCmdSN never shrinks, and grows by one whenever a non-
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from san_target.session.negotiation import LOGIN_SEGMENT_BYTES_MAX
 from san_target.session.parameters import Parameters, TargetLimits
 from san_target.wire import pdus
 from san_target.wire.digest import digest
@@ -29,7 +30,8 @@ class Sequencer:
         self.host = host
         self.limits = limits
         self.parameters = Parameters(max_recv_data_segment_length=limits.max_recv_data_segment_length)
-        self.framer = Framer(limits.max_recv_data_segment_length, host.large_buffers)
+        # RFC 7143 6.3: until login has ended, both sides' default holds.
+        self.framer = Framer(LOGIN_SEGMENT_BYTES_MAX, host.large_buffers)
         self.outgoing: list[bytes | memoryview] = []
         self.answers = 0  # answers in `outgoing`
         self.stat_sn = 1

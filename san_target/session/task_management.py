@@ -78,6 +78,8 @@ def carry_out(connection: "Connection", answer: Answer, respond: Callable[[int],
 
     # The barrier first: tasks that end at once while being aborted count too.
     TaskBarrier([task for _, task in answer.tasks], finish)
+    for _, task in answer.tasks:
+        task.command.aborted = True  # all of them, before the end of one gives another its turn
     for owner, task in answer.tasks:
         owner.abort([task])
         owner.host.wake()

@@ -15,14 +15,18 @@ class Task:
     write_wanted                    Data-Out bytes that the CDB calls for, whatever was expected: for residuals
     immediate                       the I bit: the command took no CmdSN
     executing                       its command is with the logical unit
+    read_bytes                      memory that its Data-In may take, whatever was expected
+    granted_bytes                   memory granted for Data-Out that was asked for
     """
 
     __slots__ = (
         "command",
         "executing",
+        "granted_bytes",
         "immediate",
         "itt",
         "lun_field",
+        "read_bytes",
         "read_expected",
         "skip_now",
         "transfer",
@@ -37,6 +41,8 @@ class Task:
         self.lun_field = lun_field
         self.immediate = immediate
         self.read_expected = 0
+        self.read_bytes = 0
+        self.granted_bytes = 0
         self.write_expected = 0
         self.write_wanted = 0
         self.transfer: DataOutTransfer | None = None
@@ -47,7 +53,7 @@ class Task:
     @property
     def buffered_bytes(self) -> int:
         """Memory that this task may take, in bytes."""
-        return self.read_expected + (self.transfer.wanted if self.transfer is not None else 0)
+        return self.read_bytes + (self.transfer.wanted if self.transfer is not None else 0)
 
     def ended(self) -> None:
         """Tell everyone who waits for this task."""

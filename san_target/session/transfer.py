@@ -12,6 +12,7 @@ from san_target.scsi.sense import Condition
 
 if TYPE_CHECKING:
     from san_target.session.parameters import Parameters
+    from san_target.session.tasks import Task
 
 # Sense of the iSCSI conditions (RFC 7143 11.4.7.2).
 UNEXPECTED_UNSOLICITED_DATA = Condition(0xB, 0x0C, 0x0C)
@@ -44,6 +45,8 @@ class DataOutTransfer:
 
     expected   EDTL in bytes; wanted: how many of them the command can use (<= expected), the rest is dropped
     failure    the sense of the first mistake of the initiator, or None
+
+    Memory is taken for what has arrived; for all that is wanted only once data was asked for (`solicit`).
     """
 
     __slots__ = (
@@ -66,7 +69,7 @@ class DataOutTransfer:
         self.wanted = min(wanted, expected)
         self.failure: Condition | None = None
         self._parameters = parameters
-        self._buffer: bytearray | None = None
+        self._buffer = bytearray()
         self._whole: memoryview | None = None
         self._offset = 0  # bytes received so far, all in order
         self._solicited = 0  # bytes up to here were received unsolicited or asked for
@@ -130,9 +133,11 @@ class DataOutTransfer:
     def _store(self, data: memoryview) -> None:
         usable = min(len(data), self.wanted - self._offset)
         if usable > 0:
-            if self._buffer is None:
-                self._buffer = bytearray(self.wanted)
-            self._buffer[self._offset : self._offset + usable] = data[:usable]
+            buffer = self._buffer
+            if self._sequences and len(buffer) < self.wanted:
+                buffer += bytes(self.wanted - len(buffer))
+            # Without sequences it is as long as what has arrived, and this appends.
+            buffer[self._offset : self._offset + usable] = data[:usable]
         self._offset += len(data)
 
     @property
@@ -142,10 +147,15 @@ class DataOutTransfer:
             return True
         return not self._unsolicited_open and self._offset >= self.wanted
 
+    @property
+    def may_solicit(self) -> bool:
+        """Something is left to be asked for, now or after other sequences."""
+        return not self._unsolicited_open and self.failure is None and self._solicited < self.wanted
+
     def solicit(self, next_ttt: Iterator[int]) -> list[ReadyToTransfer]:
         """The R2Ts that may be sent now (RFC 7143 13.13 MaxBurstLength, 13.17 MaxOutstandingR2T)."""
         requests: list[ReadyToTransfer] = []
-        if self._unsolicited_open or self.failure is not None:
+        if not self.may_solicit:
             return requests
         while self._solicited < self.wanted and len(self._sequences) < self._parameters.max_outstanding_r2t:
             length = min(self._parameters.max_burst_length, self.wanted - self._solicited)
@@ -164,7 +174,54 @@ class DataOutTransfer:
         """The collected bytes: exactly `wanted` of them once `complete` without `failure`."""
         if self._whole is not None:
             return self._whole
-        return memoryview(self._buffer if self._buffer is not None else b"")
+        return memoryview(self._buffer)
+
+
+class Grants:
+    """Memory for the Data-Out that a connection asks for: at most so many bytes, but always what one task wants.
+
+    Tasks that must wait for memory have their turn in the order in which they asked.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._waiting: deque[Task] = deque()
+
+    def ask(self, task: "Task") -> bool:
+        """True: the task may ask for its data. False: `release` of another will name it."""
+        if task.granted_bytes:
+            return True
+        if self._waiting:
+            if task not in self._waiting:
+                self._waiting.append(task)
+            return False
+        if self._grant(task):
+            return True
+        self._waiting.append(task)
+        return False
+
+    def _grant(self, task: "Task") -> bool:
+        assert task.transfer is not None
+        wanted = task.transfer.wanted
+        if self._bytes and self._bytes + wanted > self._bytes_max:
+            return False
+        self._bytes += wanted
+        task.granted_bytes = wanted
+        return True
+
+    def release(self, task: "Task") -> "list[Task]":
+        """The task has ended. Those that may ask for their data from now on."""
+        self._bytes -= task.granted_bytes
+        task.granted_bytes = 0
+        if not self._waiting:
+            return []
+        if task in self._waiting:
+            self._waiting.remove(task)
+        granted = []
+        while self._waiting and self._grant(self._waiting[0]):
+            granted.append(self._waiting.popleft())
+        return [task for task in granted if not task.command.aborted]
 
 
 class DataInSegment(NamedTuple):

@@ -5,7 +5,7 @@ receives a framer keeps only what belongs to an unfinished PDU: a short tail is 
 buffer; a PDU longer than `OWN_BUFFER_BYTES` is lent a buffer of its own into which the rest is received directly.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from struct import Struct
 from typing import Final
 
@@ -56,7 +56,8 @@ class Pdu:
 class LargeBuffers:
     """Buffers for unfinished large PDUs, lent to the framers of many connections and used again.
 
-    A new buffer of this size costs a page fault for each page it touches, as much as receiving the data into it.
+    A new buffer costs a page fault for each page it touches, as much as receiving the data into it. Sizes are powers
+    of two, so that one serves many, and nobody holds much more memory than the PDU that he announced.
     """
 
     __slots__ = ("_spare", "size_bytes")
@@ -66,19 +67,28 @@ class LargeBuffers:
         self.size_bytes = BHS_BYTES + 255 * 4 + data_segment_max + 3 + 2 * DIGEST_BYTES
         self._spare: list[memoryview] = []
 
-    def take(self) -> memoryview:
-        return self._spare.pop() if self._spare else memoryview(bytearray(self.size_bytes))
+    def take(self, pdu_bytes: int) -> memoryview:
+        """A buffer of at least this size."""
+        spare = self._spare
+        for index in range(len(spare) - 1, -1, -1):
+            if len(spare[index]) >= pdu_bytes:
+                return spare.pop(index)
+        return memoryview(bytearray(min(self.size_bytes, 1 << (pdu_bytes - 1).bit_length())))
 
     def give_back(self, buffer: memoryview) -> None:
-        if len(self._spare) < _SPARE_BUFFERS_MAX:
-            self._spare.append(buffer)
+        spare = self._spare
+        spare.append(buffer)
+        if len(spare) > _SPARE_BUFFERS_MAX:
+            spare.remove(min(spare, key=len))
 
 
 class Framer:
     """One connection's receive side. Call `buffers`, receive into them, then iterate over `received`.
 
-    data_segment_max: the MaxRecvDataSegmentLength that this side declared, in bytes. Digests may be switched between
-    two PDUs (they start with the first PDU after login). large_buffers: shared with other framers, or its own.
+    data_segment_max: the MaxRecvDataSegmentLength that this side declared, in bytes; it and the digests may be changed
+    between two PDUs (digests start with the first PDU after login). large_buffers: shared with other framers, or its
+    own. unread: the iteration over `received` was given up; what it had left comes with the next `buffers` and
+    `received`, which may then be for no new bytes at all.
     """
 
     __slots__ = (
@@ -90,6 +100,7 @@ class Framer:
         "data_digest",
         "data_segment_max",
         "header_digest",
+        "unread",
     )
 
     def __init__(self, data_segment_max: int, large_buffers: LargeBuffers | None = None) -> None:
@@ -101,6 +112,7 @@ class Framer:
         self._large: memoryview | None = None
         self._large_bytes = 0  # of the PDU that is received into it
         self._large_have = 0
+        self.unread = False
 
     def buffers(self, shared: memoryview) -> list[memoryview]:
         """Where the next bytes of the stream go, in order. `shared` must hold more than OWN_BUFFER_BYTES."""
@@ -117,40 +129,51 @@ class Framer:
         """Bytes held of a PDU that has not arrived in full."""
         return self._large_have if self._large is not None else len(self._tail)
 
-    def received(self, shared: memoryview, count: int) -> Iterator[Pdu]:
-        """Yield the PDUs completed by `count` bytes received into `buffers(shared)`. Raises FramingError."""
-        if self._large is not None:
-            into_large = min(count, self._large_bytes - self._large_have)
-            self._large_have += into_large
-            count -= into_large
-            if self._large_have < self._large_bytes:
-                return
-            whole, self._large = self._large, None
-            yield self._cut(whole, 0, self._large_bytes)
-            self._large_buffers.give_back(whole)
-        else:
-            count += len(self._tail)
-            self._tail = b""
+    def received(self, shared: memoryview, count: int) -> Generator[Pdu, None, None]:
+        """Yield the PDUs completed by `count` bytes received into `buffers(shared)`. Raises FramingError.
+
+        Whoever does not want all of them now calls `close()` on this generator.
+        """
+        self.unread = False
         position = 0
-        plain = not (self.header_digest or self.data_digest)
-        data_segment_max = self.data_segment_max
-        while count - position >= BHS_BYTES:
-            (lengths,) = _LENGTHS(shared, position)
-            if plain and lengths <= data_segment_max:
-                # No AHS, no digests: the common case, without the calls below.
-                start = position + BHS_BYTES
-                end = start + (lengths + 3 & ~3)
-                if end > count:
-                    break
-                bhs = bytes(shared[position:start])
-                yield Pdu(bhs, b"", shared[start : start + lengths] if lengths else _EMPTY, not lengths)
+        try:
+            if self._large is not None:
+                into_large = min(count, self._large_bytes - self._large_have)
+                self._large_have += into_large
+                count -= into_large
+                if self._large_have < self._large_bytes:
+                    return
+                whole, self._large = self._large, None
+                yield self._cut(whole, 0, self._large_bytes)
+                self._large_buffers.give_back(whole)
             else:
-                end = position + self._pdu_bytes(shared, position, count)
-                if end > count:
-                    break
-                yield self._cut(shared, position, end)
-            position = end
-            plain = not (self.header_digest or self.data_digest)  # a login may just have switched them on
+                count += len(self._tail)
+                self._tail = b""
+            plain = not (self.header_digest or self.data_digest)
+            data_segment_max = self.data_segment_max
+            while count - position >= BHS_BYTES:
+                (lengths,) = _LENGTHS(shared, position)
+                start = position
+                if plain and lengths <= data_segment_max:
+                    # No AHS, no digests: the common case, without the calls below.
+                    data = position + BHS_BYTES
+                    end = data + (lengths + 3 & ~3)
+                    if end > count:
+                        break
+                    position = end
+                    bhs = bytes(shared[start:data])
+                    yield Pdu(bhs, b"", shared[data : data + lengths] if lengths else _EMPTY, not lengths)
+                else:
+                    end = position + self._pdu_bytes(shared, position, count)
+                    if end > count:
+                        break
+                    position = end
+                    yield self._cut(shared, start, end)
+                plain = not (self.header_digest or self.data_digest)  # a login may just have switched them on
+        except GeneratorExit:
+            self._tail = bytes(shared[position:count])
+            self.unread = bool(self._tail)
+            raise
         if position < count:
             self._save(shared, position, count)
 
@@ -199,7 +222,7 @@ class Framer:
         if count - position >= BHS_BYTES:
             pdu_bytes = self._pdu_bytes(shared, position, count)
             if pdu_bytes > OWN_BUFFER_BYTES:
-                self._large = self._large_buffers.take()
+                self._large = self._large_buffers.take(pdu_bytes)
                 self._large_bytes = pdu_bytes
                 self._large_have = count - position
                 self._large[: self._large_have] = shared[position:count]

@@ -13,7 +13,7 @@ from typing import Any
 from construct import Container
 
 from san_target.scsi.logical_unit import LogicalUnit
-from san_target.session.connection import Connection
+from san_target.session.connection import Connection, Stage
 from san_target.session.host import Arena
 from san_target.session.parameters import TargetLimits
 from san_target.session.session import PortalCounters, Session
@@ -139,6 +139,9 @@ class Driver:
                 count = len(part)
                 self.connection.receive(framer.received(self._shared, count))
                 break
+            while framer.unread and self.connection.stage is not Stage.CLOSED:
+                framer.buffers(self._shared)
+                self.connection.receive(framer.received(self._shared, 0))
         self.host.flush()
 
     def frame(self, bhs: bytes, data: bytes = b"", ahs: bytes = b"") -> bytes:
