@@ -183,21 +183,37 @@ class Volumes:
             raise Conflict(f"the volume {record.name!r} was changed at the same time; look at it and try again")
 
     async def resize(self, name: str, size_bytes: int, force: bool = False) -> VolumeRecord:
-        """A new size. Conflict for a smaller one without `force`: what lies beyond it is destroyed."""
+        """A new size. Conflict for a smaller one without `force`: what lies beyond it is destroyed.
+
+        Conflict too for growth while a shrink is not carried out (`shrunk`); the same size once more asks for it again.
+        """
         record, revision = await self._find_ready(name)
         rules.check_size(size_bytes, record.block_size)
-        if size_bytes == record.size_bytes:
+        if size_bytes == record.size_bytes and not record.shrinking:
             return record
+        if size_bytes > record.size_bytes and record.shrinking:
+            raise Conflict(f"the volume {name!r} is being shrunk to {record.size_bytes} bytes; try again soon")
         if size_bytes < record.size_bytes and not force:
             raise Conflict(
                 f"{size_bytes} bytes is smaller than the volume {name!r} ({record.size_bytes}): "
                 "that destroys what lies beyond; use --force if you mean it"
             )
-        changed: VolumeRecord = msgspec.structs.replace(record, size_bytes=size_bytes)
+        shrinking = size_bytes <= record.size_bytes
+        changed: VolumeRecord = msgspec.structs.replace(record, size_bytes=size_bytes, shrinking=shrinking)
         items = (await self._store.range(map_prefix(record.id))).items
         compares = [Compare(item.key, item.mod_revision) for item in items]
         await self._replace(changed, revision, compares, _fit(changed, items))
         return changed
+
+    async def shrunk(self, volume_id: str, size_bytes: int) -> None:
+        """Nothing is left beyond `size_bytes`: the volume may grow again. Harmless if it has another size by now."""
+        key = volume_key(volume_id)
+        item = await self._store.get(key)
+        if item is None:
+            return
+        record = decode(VolumeRecord, item.value, key)
+        if record.shrinking and record.size_bytes == size_bytes and record.state == READY:
+            await self._replace(msgspec.structs.replace(record, shrinking=False), item.mod_revision)
 
     async def delete(self, name: str, force: bool = False) -> VolumeRecord:
         """Begin to delete: the record gets the state "deleting". Conflict while sessions are logged in and not `force`.

@@ -54,7 +54,8 @@ class VolumeRecord(Record, kw_only=True, frozen=True):
     """`volumes/<id>`. id: 32 hex digits, also the source of NAA and serial number. state: creating | ready | deleting.
 
     "creating" says that no member has served it yet, so that missing blocks are not lost ones; "deleting" is the
-    tombstone by which members drop its data.
+    tombstone by which members drop its data. shrinking: the data beyond `size_bytes` is still to be destroyed; until
+    that is done the volume does not grow, or old data would come back.
     """
 
     id: str
@@ -74,6 +75,7 @@ class VolumeRecord(Record, kw_only=True, frozen=True):
     region_bytes: int = 1 << 20
     epoch: int = 0
     state: str = "ready"
+    shrinking: bool = False
 
 
 class PlacementRecord(Record, kw_only=True, frozen=True):

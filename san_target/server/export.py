@@ -21,7 +21,7 @@ from san_target.server.fencing import abort_tasks, drain_tasks, end_sessions
 from san_target.server.sessions import SessionTable
 from san_target.session.target import Access, Credentials, Target
 from san_target.storage.records import HeldRange, PoolError
-from san_target.volume.device import VolumeError
+from san_target.volume.device import Unavailable, VolumeError
 from san_target.volume.partition_map import MapSnapshot, PartitionMap, PartitionMapError
 from san_target.volume.router import Served, served_ranges
 from san_target.volume.volume import Volume
@@ -113,9 +113,11 @@ class Export:
     # Opening ----------------------------------------------------------------------------------------------------------
 
     async def open(self) -> bool:
-        """Begin to serve. False: it cannot be, see `reason`."""
+        """Begin to serve. False: it cannot be, see `reason`. StoreError, Unavailable: not now, the store is away."""
         try:
             await self._open()
+        except Unavailable:
+            raise
         except (NotServable, PoolError, PartitionMapError, VolumeError, ValueError) as error:
             self.reason = str(error)
             log.error("volume is not served", volume=self.record.name, reason=self.reason)
@@ -209,6 +211,9 @@ class Export:
             unit.set_medium(unit.stopped, False)
             unit.establish(INQUIRY_DATA_CHANGED)
         try:
+            if record.write_through and not old.write_through:
+                # Hosts stop flushing once they hear of it, so what was acknowledged before must be durable too.
+                await self._volume.flush(0, self._volume.blocks)
             await self._move_to(self._volume, record, placements)
             self.failed_change = ""
         except (PoolError, PartitionMapError, VolumeError) as error:
@@ -233,7 +238,7 @@ class Export:
     async def _resize(self, volume: Volume, snapshot: MapSnapshot, generation: int) -> None:
         """Blocks are there before they can be asked for, and nobody uses them any more before they go."""
         pool, record = self._around.pool, self.record
-        if snapshot.blocks < volume.blocks:
+        if snapshot.blocks <= volume.blocks:  # equal: a shrink that got no further than this is tried again
             await volume.resize(snapshot.blocks)
             self.target.unit.capacity_changed()
             self._held = await pool.resize_volume(record.id, record.size_bytes, generation)
@@ -258,6 +263,8 @@ class Export:
         self.sessions.withdrawn = refuse
         await end_sessions(self.target, reason)
         if self._volume is not None:
+            # A SANITIZE outlives sessions, and must not reach a file (or what is opened next) that is being closed.
+            self._volume.retire()
             await self._volume.drain()
 
     async def flush(self) -> None:

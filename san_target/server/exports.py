@@ -19,7 +19,7 @@ from san_target.server.export import Export, Surroundings
 from san_target.server.sessions import add_counters
 from san_target.session.session import Counters
 from san_target.storage.records import PoolError
-from san_target.volume.device import VolumeError
+from san_target.volume.device import Unavailable, VolumeError
 
 if TYPE_CHECKING:
     from san_target.scsi.logical_unit import LogicalUnit
@@ -165,7 +165,7 @@ class Exports:
                 self._dirty.discard(volume_id)
                 try:
                     await self._bring(volume_id)
-                except (StoreError, AdministrationError) as error:
+                except (StoreError, AdministrationError, Unavailable) as error:
                     # Nothing is lost: the state in the store says what is left to do.
                     log.warning("volume waits for the store", volume_id=volume_id, reason=str(error))
                     await self._environment.sleep(RETRY_S)
@@ -191,16 +191,22 @@ class Exports:
         elif export is None:
             export = self.by_id[volume_id] = Export(self._around, record, placements)
             await self._open(export)
+            await self._note_shrink(export, record)
         else:
             await export.change(record, placements)
             if not export.is_served:
                 await self._open(export)
+            await self._note_shrink(export, record)
 
     async def _open(self, export: Export) -> None:
         async with self._gate:
             served = await export.open()
         if served and export.record.state == CREATING:
             await self._volumes.made(export.record.id)
+
+    async def _note_shrink(self, export: Export, record: VolumeRecord) -> None:
+        if record.shrinking and export.is_served and not export.failed_change:
+            await self._volumes.shrunk(record.id, record.size_bytes)
 
     async def _delete(self, volume_id: str) -> None:
         await self._drop(volume_id, "the volume is deleted")

@@ -1,6 +1,7 @@
 """Persistent reservations over restarts, outages and preemption, as initiators see them."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from san_target.metadata.schema import (
     reservations_key,
     volume_key,
 )
-from san_target.metadata.store import Put, Store, StoreUnavailable, TransactionResult
+from san_target.metadata.store import Compare, Delete, Put, Store, StoreUnavailable, TransactionResult
 from san_target.server.member import Member
 from san_target.server.reservation_records import load_reservations, save_reservations
 from san_target.volume.device import Unavailable
@@ -193,3 +194,42 @@ def test_a_volume_being_deleted_leaves_no_reservations() -> None:
     with pytest.raises(Unavailable):
         asyncio.run(save_reservations(store, "v", RECORD))
     assert asyncio.run(load_reservations(store, "v")) is None
+
+
+def test_a_store_that_is_away_at_the_start_only_delays_a_volume(tmp_path: Path) -> None:
+    """What a restart ended must be stored before the volume is served; until then the member tries again."""
+
+    class Refusing(MemoryStore):
+        refusals = 2
+
+        async def transact(self, compares: Sequence[Compare], operations: Sequence[Put | Delete]) -> TransactionResult:
+            if self.refusals and any(operation.key.startswith("reservations/") for operation in operations):
+                self.refusals -= 1
+                raise StoreUnavailable("away")
+            return await super().transact(compares, operations)
+
+    class Outage(MemoryEnvironment):
+        store: type[MemoryStore] = MemoryStore
+
+        def make_store(self, url: str) -> Store:
+            return self.store(self.data)
+
+        async def sleep(self, seconds: float) -> None:
+            await asyncio.sleep(min(seconds, 0.01))
+
+    async def body() -> None:
+        environment = Outage()
+        site = Site(tmp_path, environment)
+        async with site.started() as (member, service):
+            volume = await service.create_volume(spec())
+            initiator = await logged_in(member, volume.iqn, 1)
+            assert await reserve_out(initiator, REGISTER, service_key=0xA) == 0
+            initiator.close()
+        environment.store = Refusing
+        async with site.started() as (member, service):
+            assert (await service.volume("demo")).state == "ready"
+            initiator = await logged_in(member, volume.iqn, 1)
+            assert await keys(initiator) == []
+            initiator.close()
+
+    run(body)

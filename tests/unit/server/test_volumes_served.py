@@ -214,6 +214,30 @@ class TestChange:
 
         run(body)
 
+    def test_write_through_first_makes_durable_what_was_acknowledged(
+        self, sqlite_site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A host that hears of write-through stops flushing, also what it wrote before."""
+
+        async def body() -> None:
+            flushed: list[Path] = []
+            flush = SparseFile.flush
+
+            def noted(self: SparseFile) -> None:
+                flush(self)
+                flushed.append(self.path)
+
+            async with sqlite_site.started() as (member, service):
+                volume = await service.create_volume(spec())
+                initiator = await logged_in(member, volume.iqn)
+                assert await initiator.command(WRITE_10, DATA) == (0, b"")
+                monkeypatch.setattr(SparseFile, "flush", noted)
+                await service.change_volume("demo", VolumeChanges(write_through=True))
+                assert flushed == sqlite_site.blocks_files()
+                initiator.close()
+
+        run(body)
+
 
 class TestResize:
     def test_growth_is_seen_by_live_sessions_and_after_a_restart(self, site: Site) -> None:
