@@ -190,7 +190,9 @@ async def _overwrite_all(unit: "LogicalUnit", request: Overwrite, sanitizing: Sa
     for number in range(request.passes):
         block = request.block_of(number)
         for lba in range(0, blocks, step):
-            count = min(step, blocks - lba)
+            count = min(step, blocks - lba, unit.device.blocks - lba)  # it may have been shrunk meanwhile
+            if count <= 0:
+                break
             await unit.device.sanitize_overwrite(lba, block, count)
             done_bytes += count * unit.block_size
             sanitizing.progress = done_bytes / total_bytes

@@ -64,6 +64,7 @@ class LocalBlocks:
         self._threads = threads
         self._journal = journal
         self._write_through = write_through
+        self._retired = False
         self._handed_over: dict[tuple[int, int], tuple[RangeLock, asyncio.TimerHandle]] = {}
         # Changes that ended and may still be in the page cache only; how many of them the last good flush covered.
         self._changes = 1
@@ -127,6 +128,9 @@ class LocalBlocks:
     async def _lock(self, lba: int, blocks: int, exclusive: bool) -> RangeLock:
         """Wait for the range; then make sure that it is (still) served."""
         lock = await self.locks.acquire(lba, blocks, exclusive)
+        if self._retired:
+            self.locks.release(lock)
+            raise Unavailable("the volume is out of service")
         if lba + blocks > self.blocks:
             self.locks.release(lock)
             raise Unavailable(f"blocks {lba}+{blocks}: the volume was shrunk to {self.blocks} blocks")
@@ -197,6 +201,10 @@ class LocalBlocks:
         if isinstance(error, StorageFault):
             return MediumError(error.offset_bytes // self.block_size, str(error), error.writing)
         return MediumError(0, str(error))
+
+    def retire(self) -> None:
+        """Begin nothing any more, at once or not: what still comes (a copy, a SANITIZE) ends in Unavailable."""
+        self._retired = True
 
     async def drain(self) -> None:
         """Wait until every request that was begun has ended, also those whose awaiters were cancelled."""
@@ -317,6 +325,8 @@ class LocalBlocks:
 
     async def flush(self, lba: int, blocks: int) -> None:
         """One fdatasync covers the file, so concurrent flushes share it: those that come before it has begun."""
+        if self._retired:
+            raise Unavailable("the volume is out of service")
         if self._changes == self._changes_flushed and not self._file.failed:
             return
         if self._flush_next is None:
@@ -380,6 +390,9 @@ class LocalBlocks:
     async def sanitize_erase(self) -> None:
         """The whole file, with whatever lies outside the ranges served."""
         lock = await self.locks.acquire(0, self.blocks, True)
+        if self._retired:
+            self.locks.release(lock)
+            raise Unavailable("the volume is out of service")
         await self._job(lock, True, True, self._erase)
 
     def _erase(self) -> None:

@@ -25,6 +25,7 @@ class Volume:
     """Implements `device.BlockDevice`."""
 
     __slots__ = (
+        "_blocks_ever",
         "_direct",
         "_file_try_read_into",
         "_local",
@@ -62,12 +63,14 @@ class Volume:
         self._file_try_read_into: Final = blocks_file.try_read_into
         self._remote = remote
         self._direct = False
+        self._blocks_ever = blocks  # the largest number of them there has been
         self._check_size(blocks)
 
     def _check_size(self, blocks: int) -> None:
         if blocks != self._router.snapshot.blocks:
             raise AssertionError(f"{blocks} blocks, but the map has {self._router.snapshot.blocks}")
         self.blocks = self._local.blocks = blocks
+        self._blocks_ever = max(blocks, self._blocks_ever)
         self._direct = self._router.whole
 
     @property
@@ -105,6 +108,12 @@ class Volume:
             lock = await self._locks.acquire(new_blocks, old_blocks - new_blocks, True)
             self._locks.release(lock)
 
+    def retire(self) -> None:
+        """Begin nothing any more, whoever asks; then `drain`, and the file can be closed. There is no way back."""
+        self._router = self._local.router = Router(self._router.snapshot, self._router.member_name, ())
+        self._direct = False
+        self._local.retire()
+
     async def drain(self) -> None:
         """Wait until all that was begun here has ended, also what was cancelled. Needed before the file is closed."""
         await self._local.drain()
@@ -123,6 +132,9 @@ class Volume:
 
     def _parts(self, lba: int, blocks: int) -> "list[tuple[BlockDevice, Segment]]":
         if not 0 <= lba <= lba + blocks <= self.blocks:
+            if 0 <= lba <= lba + blocks <= self._blocks_ever:
+                # A command in several steps was checked before its first.
+                raise Unavailable(f"blocks {lba}+{blocks}: the volume was shrunk to {self.blocks} blocks")
             raise AssertionError(f"blocks {lba}+{blocks} of a volume of {self.blocks}")
         return [(self._device(segment), segment) for segment in self._router.segments(lba, blocks)]
 

@@ -273,3 +273,21 @@ def test_a_job_that_is_cancelled_has_failed() -> None:
         assert sense_of(await run(unit, nexus, TEST_UNIT_READY)) == FAILED
 
     asyncio.run(scenario())
+
+
+def test_a_shrink_meanwhile_leaves_less_to_do() -> None:
+    async def scenario() -> None:
+        unit = make_unit(Surroundings(), blocks=50000)
+        write = memory_of(unit).sanitize_overwrite
+
+        async def shrinking(lba: int, pattern: bytes, blocks: int) -> None:
+            await write(lba, pattern, blocks)
+            memory_of(unit).resize(10000)
+
+        memory_of(unit).sanitize_overwrite = shrinking  # type: ignore[method-assign,assignment]
+        outcome = await sanitize(unit, login(unit, HOST_A), OVERWRITE, data=overwrite_data(passes=2))
+        assert outcome.status == GOOD
+        assert unit.sanitizing is None
+        assert memory_of(unit).content(0, 10000) == b"\xaa" * 10000 * 512
+
+    asyncio.run(scenario())

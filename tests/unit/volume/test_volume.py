@@ -479,3 +479,47 @@ def test_a_file_that_failed_fails_everything() -> None:
 def test_storage_faults_carry_their_place() -> None:
     fault = StorageFault(4096, "x", True)
     assert (fault.offset_bytes, fault.writing) == (4096, True)
+
+
+def test_a_command_in_several_steps_is_told_of_a_shrink_between_them() -> None:
+    """It was checked before its first step, so this is no bug of the caller."""
+
+    async def work() -> None:
+        volume = make_volume()
+        await volume.resize(512)
+        for call in (volume.read(1000, 1), volume.flush(0, 1024), volume.unmap([(510, 3)])):
+            with pytest.raises(Unavailable, match="shrunk to 512 blocks"):
+                await call
+        with pytest.raises(AssertionError):
+            await volume.read(1024, 1)
+
+    run(work())
+
+
+def test_a_retired_volume_begins_nothing_any_more() -> None:
+    """What outlives sessions must not reach a file that is about to be closed."""
+
+    async def work() -> None:
+        file, jobs = MemoryFile(1024 * 512), HeldJobs()
+        volume = make_volume(file, jobs)
+        running = asyncio.create_task(volume.write(8, block(1)))
+        await settle()
+        waiting = asyncio.create_task(volume.sanitize_erase())
+        await settle()
+        volume.retire()
+        draining = asyncio.create_task(volume.drain())
+        await settle()
+        assert not draining.done()
+        jobs.run_next()
+        await running
+        with pytest.raises(Unavailable):
+            await waiting
+        await draining
+        assert not volume.try_write(0, 1, block(1))
+        assert not volume.try_read_into(0, 1, memoryview(bytearray(512)))
+        for call in (volume.sanitize_overwrite(0, block(7), 8), volume.sanitize_erase(), volume.flush(0, 1024)):
+            with pytest.raises(Unavailable):
+                await call
+        assert jobs.waiting == []
+
+    run(work())
