@@ -257,6 +257,7 @@ def _show(console: Console, value: Any, indent: int = 0) -> None:
 @click.option("--discard-share", type=click.FloatRange(0, 1), default=0.0, help="Share of UNMAP among all I/Os.")
 @click.option("--flush-every", type=click.IntRange(0), default=0, help="A flush after so many writes of a session.")
 @click.option("--burst", type=(float, float), metavar="WORK REST", help="Seconds to work and to rest, in turn.")
+@click.option("--verify", is_flag=True, help="Check every block read, and at the end the history of all operations.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @initiator_options
 @json_option
@@ -273,6 +274,7 @@ def run(**options: Any) -> int:
         initiators=options["initiators"],
         sessions=options["sessions"],
         seconds=options["seconds"],
+        verify=options["verify"],
         lun=options["lun"],
         chap=options["chap"],
         mutual=options["mutual_chap"],

@@ -57,7 +57,7 @@ class FoundTarget:
 class Disk:
     """A logical unit with its paths. Made by `Initiator.connect` or `Initiator.open`; `close` logs out.
 
-    block_bytes and blocks are what READ CAPACITY (16) said.
+    block_bytes, blocks and unmapped_reads_zero are what READ CAPACITY (16) said.
     """
 
     def __init__(self, paths: list[Path], lun: int) -> None:
@@ -65,6 +65,7 @@ class Disk:
         self.lun = lun
         self.block_bytes = 0
         self.blocks = 0
+        self.unmapped_reads_zero = False
         self._multipath = Multipath(paths)
         self.lun_value = lun_value(lun)
 
@@ -128,10 +129,11 @@ class Disk:
         await self.execute(cdbs.unmap(len(parameters)), data=parameters)
 
     async def read_capacity(self) -> None:
-        """Learn block_bytes and blocks."""
+        """READ CAPACITY (16)."""
         data = await self.execute(cdbs.read_capacity16(), read_bytes=32)
         self.blocks = int.from_bytes(data[:8], "big") + 1
         self.block_bytes = int.from_bytes(data[8:12], "big")
+        self.unmapped_reads_zero = bool(data[14] & 0x40)  # SBC-3 5.16.2: LBPRZ
 
     async def luns(self) -> list[int]:
         """REPORT LUNS: single-level LUNs only."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from initiator_sim.chap import Credentials
+from initiator_sim.checker import Recorder, VerifyingStream
 from initiator_sim.client import Initiator
 from initiator_sim.measure import Interval, Meter
 from initiator_sim.nexus import Event, Kind
@@ -39,6 +40,7 @@ class Assignment:
     mutual: Credentials | None = None
     keys: tuple[tuple[str, str], ...] | None = None
     hang_s: float = HANG_S
+    verify: bool = False
 
 
 class Fleet:
@@ -57,6 +59,7 @@ class Fleet:
         self.login_s = 0.0
         self.disk_blocks = 0
         self.disk_block_bytes = 0
+        self.recorder: Recorder | None = None
         self._start_monotonic_s = 0.0
 
     async def run(self, on_interval: Callable[[Interval], None] | None = None) -> None:
@@ -74,7 +77,12 @@ class Fleet:
         async with initiators[0].connect(assignment.portals[0], assignment.iqn, lun=assignment.lun) as disk:
             self.disk_blocks, self.disk_block_bytes = disk.blocks, disk.block_bytes
             lun_value = disk.lun_value
+            if assignment.verify and assignment.plan.discard_share and not disk.unmapped_reads_zero:
+                raise ValueError("the disk does not promise that discarded blocks read as zeros: nothing to verify")
         self._check(assignment.plan)
+        if assignment.verify:
+            io_blocks = assignment.plan.block_bytes // self.disk_block_bytes
+            self.recorder = Recorder(assignment.iqn, io_blocks, self.disk_block_bytes)
         gate = asyncio.Semaphore(LOGINS_AT_ONCE)
 
         async def connect(path: Path) -> None:
@@ -96,16 +104,17 @@ class Fleet:
         self.streams = [self.make_stream(number, path, lun_value) for number, path in enumerate(self.paths)]
 
     def make_stream(self, number: int, path: Path, lun_value: int) -> Stream:
-        return Stream(
-            path,
-            self.assignment.plan,
-            lun_value=lun_value,
-            disk_blocks=self.disk_blocks,
-            disk_block_bytes=self.disk_block_bytes,
-            meter=self.meter,
-            tally=self.tally,
-            number=number,
-        )
+        options: dict[str, Any] = {
+            "lun_value": lun_value,
+            "disk_blocks": self.disk_blocks,
+            "disk_block_bytes": self.disk_block_bytes,
+            "meter": self.meter,
+            "tally": self.tally,
+            "number": number,
+        }
+        if self.recorder is not None:
+            return VerifyingStream(path, self.assignment.plan, recorder=self.recorder, **options)
+        return Stream(path, self.assignment.plan, **options)
 
     def _initiator(self, number: int) -> Initiator:
         assignment = self.assignment
@@ -135,7 +144,7 @@ class Fleet:
             stream.start()
         deadline = time.perf_counter() + self.assignment.seconds
         try:
-            while (left_s := deadline - time.perf_counter()) > 0 and any(path.failed is None for path in self.paths):
+            while (left_s := deadline - time.perf_counter()) > 0 and self._worth_going_on:
                 await asyncio.sleep(min(INTERVAL_S, left_s))
                 interval = self.meter.close_interval(time.perf_counter())
                 if on_interval is not None:
@@ -145,6 +154,23 @@ class Fleet:
                 stream.stop()
             self.ended_s = time.perf_counter()
         await self._drain()
+        self.meter.close_interval(time.perf_counter())
+        if self.recorder is not None and not self.hung:
+            await self._read_back(self.recorder)
+
+    @property
+    def _worth_going_on(self) -> bool:
+        wrong_data = self.recorder is not None and self.recorder.violation_count
+        return not wrong_data and any(path.failed is None for path in self.paths)
+
+    async def _read_back(self, recorder: Recorder) -> None:
+        """Read all that was written once more, then judge the whole history."""
+        positions = recorder.written_positions()
+        for stream in self.streams:
+            if isinstance(stream, VerifyingStream) and stream.path.failed is None:
+                stream.read_back(positions)
+        await self._drain()
+        recorder.check_all()
 
     async def _drain(self) -> None:
         """Wait for what is under way; what does not come is a hang."""
@@ -156,7 +182,6 @@ class Fleet:
             stuck = [stream for stream in self.streams if stream.in_flight]
             for stream in stuck[:MESSAGES_MAX]:
                 self.hung.append(f"{stream.path.address}: {stream.in_flight} commands without an answer at the end")
-        self.meter.close_interval(time.perf_counter())
 
     async def log_out(self) -> None:
         await asyncio.gather(*(path.close() for path in self.paths))
@@ -185,7 +210,8 @@ class Fleet:
     @property
     def failed(self) -> bool:
         """True after any error, hang or broken rule."""
-        return bool(self.tally.errors or self.hung or self.violations)
+        wrong_data = self.recorder is not None and self.recorder.violation_count
+        return bool(self.tally.errors or self.hung or self.violations or wrong_data)
 
     def event_at_s(self, event: Event) -> float:
         """When an event happened, in seconds from the start of the work."""
@@ -247,4 +273,4 @@ class Fleet:
                 for one in meter.intervals
             ],
             "ok": not self.failed,
-        }
+        } | ({"verify": self.recorder.report()} if self.recorder is not None else {})

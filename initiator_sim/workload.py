@@ -159,6 +159,11 @@ class Stream:
             self._begin(task, _clock())
         self.path.plan_flush()
 
+    @staticmethod
+    def clock() -> float:
+        """Seconds; one clock for all streams."""
+        return _clock()
+
     def stop(self) -> None:
         """Begin nothing new."""
         self._stopping = True
