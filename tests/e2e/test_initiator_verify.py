@@ -81,7 +81,8 @@ def test_no_false_alarm_when_connections_are_lost(target: Target) -> None:
     volume = target.create_volume("good", SIZE_BYTES)
     report = run(load(volume, 3.0, sessions=2, personality=PERSONALITIES["esxi"]), cut_cables)
     assert_sound(report)
-    assert report["logins"] > 4
+    assert report["logins"] > 2
+    assert report["reissued"] > 0
 
 
 def keep(before: bytes, other: bytes, now: bytes) -> bytes:
@@ -113,6 +114,7 @@ def zero(before: bytes, other: bytes, now: bytes) -> bytes:
     return bytes(len(now))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [keep, tear, tear_block, misplace, flip, zero])
 def test_damage_is_found(target: Target, damage: Callable[[bytes, bytes, bytes], bytes]) -> None:
     volume = target.create_volume("bad", SIZE_BYTES)
