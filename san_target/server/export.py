@@ -20,7 +20,7 @@ from san_target.server.absent import AbsentDevice
 from san_target.server.fencing import abort_tasks, drain_tasks, end_sessions
 from san_target.server.sessions import SessionTable
 from san_target.session.target import Access, Credentials, Target
-from san_target.storage.records import HeldRange, PoolError
+from san_target.storage.records import HELD, HeldRange, HeldRecord, PoolError
 from san_target.volume.device import Unavailable, VolumeError
 from san_target.volume.partition_map import MapSnapshot, PartitionMap, PartitionMapError
 from san_target.volume.router import Served, served_ranges
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 Placements = tuple[tuple[int, PlacementRecord], ...]
+INCOMPLETE = "the pool does not hold all of its blocks; restore the pool or the store from a backup"
 INQUIRY_DATA_CHANGED = sense.Condition(0x6, 0x3F, 0x03)  # SPC-4 table 56
 
 
@@ -135,7 +136,7 @@ class Export:
             raise NotServable(f"its blocks are at member {', '.join(elsewhere)}: log in there")
         held = await self._pool_volume()
         if served_ranges(snapshot, self._around.member_name, held.held) != (Served(0, snapshot.blocks),):
-            raise NotServable("the pool does not hold all of its blocks; restore the pool or the store from a backup")
+            raise NotServable(INCOMPLETE)
         volume = Volume(
             record.id,
             record.block_size,
@@ -162,6 +163,8 @@ class Export:
                 f"the pool has it with blocks of {found.record.block_size} bytes, the store with {record.block_size}; "
                 "restore one of them from a backup"
             )
+        if not _is_whole(found.record):
+            raise NotServable(INCOMPLETE)  # said before anything is changed
         if found.record.size_bytes != record.size_bytes:
             found = await pool.resize_volume(record.id, record.size_bytes, self.placements[-1][1].generation)
         return found
@@ -284,6 +287,16 @@ def access_of(record: VolumeRecord) -> Access:
 
 def _credentials(user: ChapRecord) -> Credentials:
     return Credentials(user.user, user.secret.encode())
+
+
+def _is_whole(record: HeldRecord) -> bool:
+    """Every block of the size that the record knows is here."""
+    end_lba = 0
+    for piece in record.held:
+        if piece.start_lba != end_lba or piece.state != HELD:
+            return False
+        end_lba = piece.end_lba
+    return end_lba * record.block_size == record.size_bytes
 
 
 def held_by(member_name: str, placements: Placements) -> tuple[HeldRange, ...]:

@@ -72,6 +72,10 @@ class VolumeRequests:
     async def resize(self, name: str, size_bytes: int, force: bool) -> None:
         volumes = self._member.volumes
         old = await volumes.named(name)
+        opened = self._member.exports.by_id.get(old.id)
+        if opened is not None and not opened.is_served:
+            # What is there is to be repaired first, not changed: a lost file that is brought back must fit its record.
+            raise Conflict(f"the volume {name!r} is not served now: {opened.reason}")
         record = await volumes.resize(name, size_bytes, force)
         export = await self._settled(record.id)
         if export is not None and export.failed_change:

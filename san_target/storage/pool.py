@@ -445,6 +445,7 @@ def _explained(error: Exception, directory: Path) -> PoolError:
         errno.EDQUOT: "the disk quota is used up; raise it, or delete volumes",
         errno.EIO: "the disk reports errors; check it",
         errno.ENOTDIR: "it is not a directory; give the pool another place",
+        errno.EEXIST: "it is not a directory; move it away, or give the pool another place",
         errno.EFBIG: "the file system has no such large files; make the volume smaller, or use another file system",
         errno.EINVAL: "the file system refuses; does it support sparse files of this size?",
     }.get(error.errno or 0, error.strerror or str(error))

@@ -15,7 +15,7 @@ from san_target.server.environment import Environment
 from san_target.server.member import Member
 from san_target.storage.blocks_file import SparseFile
 from san_target.storage.pool import Pool, PoolVolume
-from san_target.storage.records import PoolError
+from san_target.storage.records import HeldRange, PoolError
 from tests.unit.server.conftest import MIB, MemoryEnvironment, Site, run, spec
 from tests.unit.server.initiator import NAME, Initiator
 
@@ -419,6 +419,24 @@ class TestTrouble:
             assert service.health().status == "degraded"
             assert "volume bad is not-ready" in service.health().reasons[0]
             assert (await service.group_status()).state == "degraded"
+            # Repaired, not changed, it is to be.
+            with pytest.raises(Conflict, match="is not served now: "):
+                await service.resize_volume("bad", 8 * MIB, False)
+            assert await service.volume("bad") == bad
+
+    def test_a_record_that_holds_too_little_stays_as_it_is(self, site: Site) -> None:
+        async def body() -> None:
+            async with site.started() as (member, service):
+                bad, _ = await self.two_volumes(service)
+                await member._followers.cancel()
+                await member.volumes.resize("bad", 8 * MIB)  # interrupted, too
+                await member.pool.update_held(bad, [HeldRange(0, 8, 1)])
+            path = site.directory / "pool" / "volumes" / f"{bad}.held"
+            before = path.read_bytes()
+            await self.only_bad_is_missing(site, "does not hold all of its blocks")
+            assert path.read_bytes() == before
+
+        run(body)
 
     def test_a_missing_file(self, site: Site) -> None:
         async def body() -> None:
