@@ -388,9 +388,10 @@ class Commands(Sequencer):
             self.host.flush()
 
     def _end(self, task: Task) -> None:
-        """Forget an aborted task: no response (RFC 7143 11.5.1)."""
-        self._forget(task)
-        task.ended()
+        """Forget an aborted task: no response (RFC 7143 11.5.1). One that has ended stays as it is."""
+        if self.tasks.get(task.itt) is task:
+            self._forget(task)
+            task.ended()
 
     def _forget(self, task: Task) -> None:
         self.tasks.pop(task.itt, None)

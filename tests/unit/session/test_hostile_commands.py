@@ -49,6 +49,32 @@ def test_late_data_does_not_end_a_waiting_command_twice(
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("function", [opcodes.CLEAR_TASK_SET, opcodes.ABORT_TASK_SET, opcodes.LOGICAL_UNIT_RESET])
+def test_commands_that_wait_for_each_other_are_aborted_once(
+    directory: OneTarget, device: PausedDevice, function: int
+) -> None:
+    """One with the device, an ORDERED one behind it, and one behind that: the end of one is the turn of the next."""
+
+    async def scenario() -> None:
+        driver = await logged_in(directory)
+        device.at_once = False
+        device.pause()
+        driver.command(read_16(0, 1), read=BLOCK)
+        driver.command(write_16(1, 1), pattern(1), write=BLOCK, attribute=ORDERED)
+        driver.command(read_16(2, 1), read=BLOCK)
+        await asyncio.sleep(0)
+        tag = driver.send(opcodes.TASK_MANAGEMENT_REQUEST, immediate=True, in_order=False, function=function)
+        device.resume()
+        [(answer, _)] = await driver.settle()
+        assert (answer.opcode, answer.initiator_task_tag) == (opcodes.TASK_MANAGEMENT_RESPONSE, tag)
+        assert not driver.connection.tasks
+        window = driver.connection.max_cmd_sn - driver.connection.exp_cmd_sn + 1
+        assert window == driver.connection.limits.command_window
+        assert device.content(1) == bytes(BLOCK)
+
+    asyncio.run(scenario())
+
+
 def test_a_closed_window_stays_closed_where_numbers_wrap_around(directory: OneTarget) -> None:
     async def scenario() -> None:
         driver = Driver(directory)
