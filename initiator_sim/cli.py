@@ -11,6 +11,7 @@ import click
 import rich_click
 from rich.console import Console
 
+from initiator_sim import plot as plotting
 from initiator_sim.chap import Credentials
 from initiator_sim.client import Initiator, ScsiError
 from initiator_sim.fleet import Assignment, Fleet
@@ -258,6 +259,9 @@ def _show(console: Console, value: Any, indent: int = 0) -> None:
 @click.option("--flush-every", type=click.IntRange(0), default=0, help="A flush after so many writes of a session.")
 @click.option("--burst", type=(float, float), metavar="WORK REST", help="Seconds to work and to rest, in turn.")
 @click.option("--verify", is_flag=True, help="Check every block read, and at the end the history of all operations.")
+@click.option(
+    "--plot", "plot_file", type=click.Path(dir_okay=False, path_type=Path), help="Draw the run: FILE.svg or FILE.png."
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @initiator_options
 @json_option
@@ -280,12 +284,27 @@ def run(**options: Any) -> int:
         mutual=options["mutual_chap"],
         keys=None if options["digest"] is None else with_digests(personality, options["digest"]),
     )
+    plot_file: Path | None = options["plot_file"]
+    if plot_file is not None:
+        _check_plot(plot_file)
     report = execute(_run(assignment, live=not options["as_json"]))
+    if plot_file is not None:
+        try:
+            plotting.plot(report, plot_file)
+        except OSError as error:
+            raise click.ClickException(f"{plot_file}: {error.strerror}") from None
     if options["as_json"]:
         print_json(report)
     else:
         show_report(report, Console())
     return 0 if report["ok"] else 1
+
+
+def _check_plot(file: Path) -> None:
+    if file.suffix not in plotting.SUFFIXES:
+        raise click.BadParameter("expected a name that ends with .svg or .png", param_hint="--plot")
+    if not plotting.is_available():
+        raise click.ClickException("--plot needs matplotlib: pip install 'san-target[plot]'")
 
 
 async def _run(assignment: Assignment, live: bool) -> dict[str, Any]:
