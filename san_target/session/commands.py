@@ -60,6 +60,7 @@ class Commands(Sequencer):
         self.session: Session | None = None
         self.tasks: dict[int, Task] = {}
         self.hot = False  # the hot path may be taken; see refresh_hot
+        self.logging_out = False  # no command is taken any more
         self.ending = False  # nothing is executed any more
         self._device: BlockDevice
         self._nexus: Nexus
@@ -81,7 +82,7 @@ class Commands(Sequencer):
         self.hot = (
             session is not None
             and session.target is not None
-            and not (self.header_digest or self.data_digest or self.ending)
+            and not (self.header_digest or self.data_digest or self.logging_out or self.ending)
             and self.trace is None
             and not self._waiting
             and not self._ordered_executing

@@ -368,6 +368,8 @@ class Connection(Commands):
 
         if response == _LOGGED_OUT:
             self.stage = Stage.LOGGING_OUT
+            self.logging_out = True
+            self.hot = False
             tasks = list(self.tasks.values())
             TaskBarrier(tasks, respond)
             self.abort(tasks)
