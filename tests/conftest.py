@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.support.file_systems import MountRefused, tmpfs
+from tests.support.file_systems import Ext4, MountRefused, ext4, tmpfs
 from tests.support.tools import missing_packages
 
 # A busy machine must not fail a property: no deadlines. A failure prints the blob that reproduces it.
@@ -46,6 +46,20 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         def mount(size_bytes: int) -> Path:
             try:
                 return mounted.enter_context(tmpfs(tmp_path / "small-disk", size_bytes))
+            except MountRefused as reason:
+                pytest.skip(str(reason))
+
+        yield mount
+
+
+@pytest.fixture
+def ext4_disk(tmp_path: Path) -> Iterator[Callable[[int], Ext4]]:
+    """Mount an ext4 of so many bytes, which can lose its power or break; as `small_disk` otherwise."""
+    with contextlib.ExitStack() as mounted:
+
+        def mount(size_bytes: int) -> Ext4:
+            try:
+                return mounted.enter_context(ext4(tmp_path / "ext4-disk", size_bytes))
             except MountRefused as reason:
                 pytest.skip(str(reason))
 

@@ -71,6 +71,23 @@ def member(tmp_path: Path) -> Iterator[Member]:
 
 
 @pytest.fixture
+def new_member(tmp_path: Path, small_disk: object, ext4_disk: object) -> Iterator[Callable[..., Member]]:
+    """Further members, not yet started, each with a directory of its own; arguments as of `Member`.
+
+    They end before the disks that they lie on are unmounted.
+    """
+    members: list[Member] = []
+
+    def make(*options: str, **places: Path) -> Member:
+        members.append(Member(tmp_path / f"member-{len(members)}", *options, **places))
+        return members[-1]
+
+    yield make
+    for each in members:
+        each.kill()
+
+
+@pytest.fixture
 def tgt(tmp_path: Path) -> Iterator[Tgt]:
     """A running tgtd, whatever --target says."""
     tgt = Tgt(tmp_path / "tgt")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.tools import find
 
 MIB = 1 << 20
+_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32), fs/ext4/ext4.h
+_WITHOUT_FLUSH = 2
 
 
 class MountRefused(Exception):
@@ -20,38 +24,64 @@ class MountRefused(Exception):
 @contextlib.contextmanager
 def tmpfs(directory: Path, size_bytes: int) -> Iterator[Path]:
     """A new tmpfs on `directory`, unmounted at the end."""
-    with _mounted(directory, "-t", "tmpfs", "-o", f"size={size_bytes}", "none"):
+    _mount(directory, "-t", "tmpfs", "-o", f"size={size_bytes}", "none")
+    try:
         yield directory
+    finally:
+        _unmount(directory)
 
 
 @contextlib.contextmanager
 def ext4(directory: Path, size_bytes: int) -> Iterator[Ext4]:
     """A new ext4 on `directory`, in an image beside it; an error makes it read-only, as Linux distributions do."""
-    image = directory.with_name(directory.name + ".image")
-    with image.open("wb") as file:
+    disk = Ext4(directory, directory.with_name(directory.name + ".image"))
+    with disk.image.open("wb") as file:
         file.truncate(size_bytes)
     try:
-        _run("mkfs.ext4", "-q", "-F", "-m", "0", str(image))
-        with _mounted(directory, "-o", "loop,errors=remount-ro", str(image)):
-            yield Ext4(directory)
+        _run("mkfs.ext4", "-q", "-F", "-m", "0", str(disk.image))
+        disk.mount()
+        yield disk
     finally:
-        image.unlink()
+        disk.unmount()
+        disk.image.unlink()
 
 
 class Ext4:
-    """A mounted ext4."""
+    """An ext4 in an image file. `mount` and `unmount` as often as a test likes."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, image: Path) -> None:
         self.directory = directory
-        major, minor = os.major(directory.stat().st_dev), os.minor(directory.stat().st_dev)
-        device = Path(f"/sys/dev/block/{major}:{minor}").resolve().name
-        self._trigger = Path("/sys/fs/ext4") / device / "trigger_fs_error"
-        if not self._trigger.exists():
-            raise MountRefused(f"this kernel has no {self._trigger}")
+        self.image = image
+
+    def mount(self) -> None:
+        """Mounting replays the journal, as after a power failure."""
+        _mount(self.directory, "-o", "loop,errors=remount-ro", str(self.image))
+
+    def unmount(self) -> None:
+        if self.directory.is_mount():
+            _unmount(self.directory)
+
+    def check(self) -> None:
+        """Repair what can be; the file system is not mounted."""
+        done = subprocess.run([find("e2fsck"), "-fp", str(self.image)], capture_output=True, text=True, check=False)
+        assert done.returncode in (0, 1), done.stdout + done.stderr  # 1: errors were corrected
 
     def meet_an_error(self) -> None:
-        """Let ext4 find an error on its disk: it becomes read-only at once, under open files."""
-        self._trigger.write_text("test")
+        """ext4 finds an error on its disk: the file system becomes read-only at once, under open files."""
+        device = self.directory.stat().st_dev
+        name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
+        try:
+            (Path("/sys/fs/ext4") / name / "trigger_fs_error").write_text("test")
+        except OSError as error:
+            raise MountRefused(f"this kernel's ext4 cannot be told to meet an error: {error}") from None
+
+    def lose_power(self) -> None:
+        """Nothing reaches the image any more: what was not written yet is lost (EXT4_IOC_SHUTDOWN, no log flush)."""
+        descriptor = os.open(self.directory, os.O_RDONLY)
+        try:
+            fcntl.ioctl(descriptor, _SHUTDOWN, _WITHOUT_FLUSH.to_bytes(4, sys.byteorder))
+        finally:
+            os.close(descriptor)
 
 
 def remount_read_only(directory: Path) -> None:
@@ -66,19 +96,18 @@ def fill(path: Path) -> None:
             pass
 
 
-@contextlib.contextmanager
-def _mounted(directory: Path, *options: str) -> Iterator[None]:
+def _mount(directory: Path, *options: str) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if os.geteuid() != 0:
         raise MountRefused("mounting needs root")
     _run("mount", *options, str(directory))
-    try:
-        yield
-    finally:
-        # Lazily, should a process still be there: nothing of a test that failed stays mounted.
-        umount = find("umount")
-        if subprocess.run([umount, str(directory)], capture_output=True, check=False).returncode:
-            subprocess.run([umount, "-l", str(directory)], check=True)
+
+
+def _unmount(directory: Path) -> None:
+    """Lazily, should a process still be there: nothing of a test that failed stays mounted."""
+    umount = find("umount")
+    if subprocess.run([umount, str(directory)], capture_output=True, check=False).returncode:
+        subprocess.run([umount, "-l", str(directory)], check=True)
 
 
 def _run(*words: str) -> None:

@@ -9,22 +9,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.support.target import PLAIN, Chap, Options, Target, Volume, free_port
+import httpx
+
+from tests.support.target import PLAIN, START_TIMEOUT_S, Chap, Options, Target, Volume, free_port
 
 COMMAND = Path(sys.executable).with_name("san-target")
 
 
 class Member(Target):
-    """One member with a pool and a SQLite store in `directory`, on free loopback ports."""
+    """One member on free loopback ports. Its log is in `directory`; pool and store are too, unless told otherwise."""
 
     name = "san-target"
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(self, directory: Path, *options: str, pool: Path | None = None, store: Path | None = None) -> None:
         super().__init__(directory)
         self._options = options
         self.peer = f"127.0.0.1:{free_port()}"
         self.admin = f"127.0.0.1:{free_port()}"
-        self.pool = directory / "pool"
+        self.pool = pool or directory / "pool"
+        self.store = store or directory / "store.db"
 
     @property
     def api(self) -> str:
@@ -32,11 +35,27 @@ class Member(Target):
 
     def _command(self) -> Sequence[str]:
         ports = ["--portal", self.portal, "--peer", self.peer, "--admin", self.admin]
-        where = ["--dir", str(self.pool), "--store", f"sqlite://{(self.directory / 'store.db').resolve()}"]
+        where = ["--dir", str(self.pool), "--store", f"sqlite://{self.store.resolve()}"]
         return [str(COMMAND), "serve", "--name", "m0", *where, *ports, *self._options]
 
     def _is_ready(self) -> bool:
         return any(line.split()[:1] == ["ready"] for line in self.log_since_start().splitlines())
+
+    def refusal(self) -> str:
+        """Start it where it must not start: its only line, after an end with status 1 and no word on stdout."""
+        done = subprocess.run(
+            self._command(),
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT_S,
+            env=self._environment(),
+            check=False,
+        )
+        assert done.returncode == 1, f"status {done.returncode}; stdout:\n{done.stdout}\nstderr:\n{done.stderr}"
+        assert done.stdout == "", done.stdout
+        assert done.stderr.count("\n") == 1, f"more than a line:\n{done.stderr}"
+        assert done.stderr.startswith("san-target: "), done.stderr
+        return done.stderr.strip()
 
     def command(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a `san-target` command against this member's API; any exit status."""
@@ -52,6 +71,15 @@ class Member(Target):
     def json(self, *arguments: str) -> Any:
         """The document that a command prints with --json."""
         return json.loads(self.check(*arguments, "--json"))
+
+    def ask(self, method: str, path: str, body: object = None) -> Any:
+        """The answer of the HTTP API, which must be a success; `path` begins after the version. None if it is empty.
+
+        Quicker than a command. httpx.TransportError: the member is gone.
+        """
+        answer = httpx.request(method, f"{self.api}/api/v1{path}", json=body, timeout=60, trust_env=False)
+        assert answer.status_code < 300, f"{method} {path}: {answer.status_code} {answer.text}"
+        return answer.json() if answer.content else None
 
     def create_volume(self, name: str, size_bytes: int, options: Options = PLAIN) -> Volume:
         words = ["--size", str(size_bytes), "--block-size", str(options.block_size)]
