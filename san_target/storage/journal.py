@@ -22,7 +22,8 @@ of replay does not matter.
 
 import itertools
 import struct
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
+from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 import crc32c
@@ -44,6 +45,7 @@ _HEADER: Final = struct.Struct(">8sI16sQQQ")
 _AFTER_CRC: Final = 12
 _MAGIC: Final = b"SANWRAT1"
 _HEADER_BYTES: Final = 4096
+_LOOK_AGAIN_S: Final = 0.5
 _SLOT_BYTES: Final = _HEADER_BYTES + DATA_BYTES_MAX
 
 
@@ -55,6 +57,8 @@ class Journal:
         self._file = file
         self._slots = file.size_bytes // _SLOT_BYTES
         self._free: SimpleQueue[int] = SimpleQueue()
+        self._usable = 0  # slots without an interrupted write, which only a replay at the next start frees
+        self._guard = Lock()
         self._replayed = False
         self._sequence = itertools.count(1)
 
@@ -76,11 +80,23 @@ class Journal:
         if self._file.failed:
             raise StorageFault(offset_bytes, "the journal of atomic writes is out of service; check the disk", True)
         place.reserve(offset_bytes, len(payload))
-        slot = self._free.get()
+        slot = self._take(offset_bytes)
         try:
             self._write_in(slot, volume_id, place, offset_bytes, payload)
-        finally:
-            self._free.put(slot)
+        except BaseException:
+            with self._guard:
+                self._usable -= 1  # it may be live, and is kept for the replay
+            raise
+        self._free.put(slot)
+
+    def _take(self, offset_bytes: int) -> int:
+        """A free slot. Waits while others are in use."""
+        while self._usable:
+            try:
+                return self._free.get(timeout=_LOOK_AGAIN_S)
+            except Empty:
+                continue
+        raise StorageFault(offset_bytes, "the journal is full of interrupted atomic writes; restart this member", True)
 
     def _write_in(self, slot: int, volume_id: str, place: "BlocksFile", offset_bytes: int, payload: bytes) -> None:
         header = _pack(volume_id, offset_bytes, next(self._sequence), payload)
@@ -115,6 +131,7 @@ class Journal:
                     completed += 1
                 self._file.write(start, bytes(_HEADER_BYTES), durable=True)
             self._free.put(slot)
+            self._usable += 1
         self._replayed = True
         return completed
 

@@ -11,7 +11,7 @@ from san_target.storage.faulty import Fault, FaultyFile, Rule, Script
 from san_target.storage.interface import StorageFault, StorageFull
 from san_target.storage.journal import DATA_BYTES_MAX, Journal
 from san_target.storage.memory import MemoryDisk, MemoryFile, PowerLost
-from san_target.storage.pool import Pool
+from san_target.storage.pool import JOURNAL_SLOTS, Pool
 from san_target.storage.records import HeldRange
 from san_target.storage.threads import SynchronousThreads
 
@@ -212,6 +212,25 @@ def test_a_broken_journal_does_not_take_healthy_volumes_down() -> None:
     assert not place.failed
 
 
+def test_without_a_slot_left_nobody_waits_for_ever() -> None:
+    """The only slot is live: once because this start could not replay it, once because it has just come to be so."""
+    journal_file, place, other = MemoryFile(Journal.size_bytes(1)), MemoryFile(SIZE), MemoryFile(SIZE)
+
+    def unknown(volume_id: str, offset_bytes: int, length_bytes: int) -> MemoryFile:
+        raise LookupError(volume_id)
+
+    journal = Journal(journal_file)
+    journal.replay(unknown)
+    with pytest.raises(StorageFault, match="interrupted"):
+        journal.write(VOLUME, FaultyFile(place, Script([Rule("write", Fault.TORN)])), OFFSET, NEW)
+    restarted = Journal(journal_file)
+    restarted.replay(unknown)
+    for full in (journal, restarted):
+        with pytest.raises(StorageFault, match="journal is full"):
+            full.write(OTHER, other, 0, NEW)
+    assert not other.failed
+
+
 # With a pool of real files -------------------------------------------------------------------------------------------
 
 
@@ -231,7 +250,8 @@ def interrupted(directory: Path, work_after: Callable[[Pool], None]) -> None:
         assert file.failed  # nobody may see, or overwrite, what is there now
         with pytest.raises(StorageFault, match="a restart completes"):
             file.read(0, 512)
-        pool.journal.write(OTHER, pool.open_volume(OTHER).file, 0, NEW)  # others go on
+        for _ in range(2 * JOURNAL_SLOTS):  # others go on, without the slot that the restart needs
+            pool.journal.write(OTHER, pool.open_volume(OTHER).file, 0, NEW)
         work_after(pool)
         await pool.close()
 
