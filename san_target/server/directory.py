@@ -67,9 +67,11 @@ class TargetDirectory:
         self._targets[target.iqn] = target
         (self._multipath.add if multipath else self._multipath.discard)(target.iqn)
 
-    def remove(self, iqn: str) -> None:
-        self._targets.pop(iqn, None)
-        self._multipath.discard(iqn)
+    def remove(self, target: Target) -> None:
+        """Harmless if another has its name by now: one made right after this one was deleted elsewhere."""
+        if self._targets.get(target.iqn) is target:
+            del self._targets[target.iqn]
+            self._multipath.discard(target.iqn)
 
     def all(self) -> Iterable[Target]:
         return self._targets.values()

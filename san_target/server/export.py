@@ -258,7 +258,7 @@ class Export:
         """End all sessions, take no more, and return when nothing is under way on the blocks."""
         self.reason = reason
         self.target.ready = False
-        self._around.directory.remove(self.record.iqn)
+        self._around.directory.remove(self.target)
 
         def refuse(session: "Session") -> None:
             self._around.background.spawn(session.connection.terminate(reason))

@@ -58,8 +58,12 @@ def test_targets_come_and_go() -> None:
     assert directory.portals_of(a, ASKED) == [(ASKED, 1), ("10.0.1.5:3260", 1)]
     directory.put(a, multipath=False)
     assert directory.portals_of(a, ASKED) == [(ASKED, 1)]
-    directory.remove(a.iqn)
-    directory.remove(a.iqn)
+    successor = target("a")
+    directory.put(successor, multipath=True)
+    directory.remove(a)
+    assert directory.portals_of(successor, ASKED) == [(ASKED, 1), ("10.0.1.5:3260", 1)]
+    directory.remove(successor)
+    directory.remove(successor)
     assert directory.find(a.iqn) is None
     assert asyncio.run(directory.redirection(b, "iqn.2026-01.host:one", bytes(6))) is None
 

@@ -1,4 +1,4 @@
-"""Memory that connections share for the data of answers: nobody's unsent answer is overwritten by anybody's next one."""
+"""Memory that connections share for the data of answers: an unsent answer is not overwritten by the next one."""
 
 import asyncio
 import socket
