@@ -335,5 +335,24 @@ def _plan(options: dict[str, Any]) -> Plan:
     )
 
 
+@main.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--port", type=click.IntRange(1, 65535), default=3260, show_default=True, help="The target's port.")
+@json_option
+def pcap(file: Path, port: int, as_json: bool) -> None:
+    """Decode a capture of iSCSI traffic (tcpdump -w FILE), one line per PDU."""
+    from initiator_sim import capture
+
+    try:
+        found = capture.decode(file, port)
+        if as_json:
+            print_json(list(found))
+        else:
+            for pdu in found:
+                click.echo(capture.line(pdu))
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+
+
 if __name__ == "__main__":
     main()

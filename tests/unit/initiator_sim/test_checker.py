@@ -1,0 +1,148 @@
+"""The recorder: what it says about reads of good, old, torn, misplaced and damaged blocks."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+
+from initiator_sim.blocks import Stamp, Stamper
+from initiator_sim.checker import FOLD_AT, Recorder
+from initiator_sim.history import What
+
+BLOCK = 512
+BLOCKS = 4
+
+
+class Disk:
+    """A recorder, and the content that a test lets a disk have. One operation after the other, a second each."""
+
+    def __init__(self) -> None:
+        self.recorder = Recorder("iqn.2026-01.org.example:disk", BLOCKS, BLOCK)
+        self.now = 0.0
+        self.sequence = 0
+
+    def content(self, position: int, sequence: int) -> bytearray:
+        buffer = bytearray(BLOCKS * BLOCK)
+        self.recorder.stamper.write_into(buffer, position * BLOCKS, 1, sequence)
+        return buffer
+
+    def write(self, position: int = 0, answered: bool = True) -> bytearray:
+        self.sequence += 1
+        self.recorder.begins(position, What.WRITE)
+        end = self.now + 1 if answered else inf
+        self.recorder.wrote(position, (1, self.sequence), self.now, end)
+        self.now += 2
+        return self.content(position, self.sequence)
+
+    def read(self, content: bytes | bytearray, position: int = 0) -> None:
+        self.recorder.begins(position, What.READ)
+        self.recorder.read(position, content, self.now, self.now + 1)
+        self.now += 2
+
+    def judge(self) -> list[str]:
+        self.recorder.check_all()
+        return self.recorder.violations
+
+
+def test_a_good_disk() -> None:
+    disk = Disk()
+    disk.read(bytes(BLOCKS * BLOCK))
+    for _ in range(3 * FOLD_AT):
+        content = disk.write()
+        disk.read(content)
+        disk.read(content)
+    assert disk.judge() == []
+    assert disk.recorder.folded > FOLD_AT
+
+
+def test_a_lost_write() -> None:
+    disk = Disk()
+    first = disk.write()
+    disk.read(first)
+    disk.write()
+    disk.read(first)
+    [violation] = disk.judge()
+    assert "LBA 0 to 3" in violation
+    assert "write 2 of writer 1" in violation
+
+
+def test_a_lost_write_is_found_behind_a_fold_too() -> None:
+    disk = Disk()
+    first = disk.write()
+    for _ in range(2 * FOLD_AT):
+        disk.read(disk.write())
+    disk.read(first)
+    assert len(disk.judge()) == 1
+
+
+def test_a_write_that_never_arrived_on_a_fresh_disk() -> None:
+    disk = Disk()
+    disk.write()
+    disk.read(bytes(BLOCKS * BLOCK))
+    assert len(disk.judge()) == 1
+
+
+def test_a_torn_write() -> None:
+    disk = Disk()
+    first = disk.write()
+    second = disk.write()
+    disk.read(second[: 2 * BLOCK] + first[2 * BLOCK :])
+    [violation] = disk.judge()
+    assert "block 2" in violation
+
+
+def test_blocks_of_two_writes_under_way_at_once_are_no_error() -> None:
+    disk = Disk()
+    one, other = disk.write(answered=False), disk.write(answered=False)
+    disk.read(one[: 2 * BLOCK] + other[2 * BLOCK :])
+    disk.read(one)
+    assert disk.judge() == []
+
+
+def test_a_block_torn_within() -> None:
+    disk = Disk()
+    content = disk.write()
+    content[300] ^= 1
+    disk.read(content)
+    assert "damaged" in disk.recorder.violations[0]
+
+
+def test_a_block_of_another_place() -> None:
+    disk = Disk()
+    disk.write(position=5)
+    disk.write(position=6)
+    disk.read(disk.content(6, 2), position=5)
+    assert "holds what was written to block" in disk.recorder.violations[0]
+
+
+def test_an_unwritten_block_that_changes() -> None:
+    disk = Disk()
+    disk.read(bytes(BLOCKS * BLOCK))
+    disk.read(b"\1" + bytes(BLOCKS * BLOCK - 1))
+    assert "nobody wrote" in disk.recorder.violations[0]
+
+
+def test_a_short_read() -> None:
+    disk = Disk()
+    disk.read(bytes(BLOCK))
+    assert "512 bytes" in disk.recorder.violations[0]
+
+
+@pytest.mark.parametrize("block_bytes", [512, 4096])
+def test_a_stamp_comes_back(block_bytes: int) -> None:
+    stamper = Stamper("volume", 77, block_bytes)
+    buffer = bytearray(2 * block_bytes)
+    stamper.write_into(buffer, 1 << 40, 3, 1 << 50)
+    for index in range(2):
+        block = buffer[index * block_bytes : (index + 1) * block_bytes]
+        assert stamper.parse(block) == Stamp(stamper.volume, 77, (1 << 40) + index, 3, 1 << 50)
+        for position in range(0, block_bytes, 37):
+            block[position] ^= 0x40
+            assert stamper.parse(block) is None
+            block[position] ^= 0x40
+
+
+def test_a_block_must_hold_a_stamp() -> None:
+    with pytest.raises(ValueError, match="hold no stamp"):
+        Stamper("volume", 1, 16)
