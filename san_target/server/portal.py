@@ -64,6 +64,7 @@ class PortalServer:
         self.counters = PortalCounters()
         self.log_budget = LogBudget(LOG_LINES_PER_S)
         self.connections: set[PortalConnection] = set()
+        self.running: set[asyncio.Task[None]] = set()  # commands and logins under way
         self.accepted = 0
         self.refused = 0
         self.serving: PortalConnection | None = None  # whose batch is being handled
@@ -190,6 +191,8 @@ class PortalServer:
             each.connection.drop("the member stops")
             each.flush()
         await asyncio.gather(*(each.connection.terminate("the member stops") for each in connections))
+        while self.running:  # commands of connections that were gone before, too
+            await asyncio.wait(self.running)
 
 
 def address_text(address: tuple[Any, ...]) -> str:

@@ -54,7 +54,6 @@ class PortalConnection:
         self._closing = False
         self._closing_s = 0.0
         self._closed = False
-        self._tasks: set[asyncio.Task[None]] = set()
         self.arena = server.arena
         self.large_buffers = server.large_buffers
         self.counters = server.counters
@@ -80,11 +79,11 @@ class PortalConnection:
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)
-        self._tasks.add(task)
+        self._server.running.add(task)
         task.add_done_callback(self._task_done)
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._server.running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._broken(error)
 
