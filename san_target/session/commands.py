@@ -5,7 +5,7 @@ becomes a `Task`, collects its data, and is executed at once if the logical unit
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 from san_target.scsi.command import CHECK_CONDITION, GOOD, HEAD_OF_QUEUE, ORDERED, Command, Outcome
@@ -14,7 +14,7 @@ from san_target.scsi.logical_unit import execute_without_unit
 from san_target.scsi.sense import CheckCondition, Condition
 from san_target.session.sequencing import Sequencer
 from san_target.session.tasks import Task
-from san_target.session.transfer import DataOutTransfer, Grants, segments
+from san_target.session.transfer import DataOutTransfer, Grants, residual_of, segments
 from san_target.wire import hot, pdus
 from san_target.wire.ahs import ExtendedCdb, parse_ahs
 from san_target.wire.errors import PduError
@@ -60,6 +60,8 @@ class Commands(Sequencer):
         self.session: Session | None = None
         self.tasks: dict[int, Task] = {}
         self.hot = False  # the hot path may be taken; see refresh_hot
+        self.received: Generator[Pdu, None, None]  # what is being handled
+        self.turn_ends_s = 0.0
         self.logging_out = False  # no command is taken any more
         self.ending = False  # nothing is executed any more
         self._device: BlockDevice
@@ -148,7 +150,13 @@ class Commands(Sequencer):
         self.answers += 1
         if self.answers >= ANSWERS_PER_FLUSH or expected >= LARGE_ANSWER_BYTES:
             self.host.flush()
+            if self.turn_is_over():
+                self.received.close()
         return True
+
+    def turn_is_over(self) -> bool:
+        """What is left of this receive has to wait: for other connections, or until the initiator takes its answers."""
+        return self.host.now() > self.turn_ends_s or self.host.unsent_bytes > self.limits.unsent_bytes_max
 
     def _take_after_flush(self, size_bytes: int) -> memoryview | None:
         self.host.flush()
@@ -458,7 +466,7 @@ class Commands(Sequencer):
             return
         bidirectional = 0
         if task.write_expected and task.read_expected:
-            read_flags, bidirectional = _residual_of(len(data), task.read_expected)
+            read_flags, bidirectional = residual_of(len(data), task.read_expected)
             flags |= read_flags << 2
         sense = len(outcome.sense).to_bytes(2, "big") + outcome.sense if outcome.sense else b""
         self.send(
@@ -478,17 +486,8 @@ class Commands(Sequencer):
         )
 
 
-def _residual_of(moved: int, expected: int) -> tuple[int, int]:
-    """(flag, count) for bytes that SCSI would move against those the initiator expected."""
-    if moved > expected:
-        return hot.RESIDUAL_OVERFLOW, min(moved - expected, 0xFFFFFFFF)
-    if moved < expected:
-        return hot.RESIDUAL_UNDERFLOW, expected - moved
-    return 0, 0
-
-
 def _residual(task: Task, data_in_bytes: int) -> tuple[int, int]:
     """The residual of the write direction if there is one, else of the read direction."""
     if task.write_expected or task.write_wanted:
-        return _residual_of(task.write_wanted, task.write_expected)
-    return _residual_of(data_in_bytes, task.read_expected)
+        return residual_of(task.write_wanted, task.write_expected)
+    return residual_of(data_in_bytes, task.read_expected)

@@ -53,8 +53,9 @@ if TYPE_CHECKING:
 _CLOSE_SESSION, _CLOSE_CONNECTION, _REMOVE_FOR_RECOVERY = 0, 1, 2
 _LOGGED_OUT, _CID_NOT_FOUND, _RECOVERY_NOT_SUPPORTED = 0, 1, 2
 
-# What is handled of one receive before other connections have their turn: a PDU that takes the slow way counts one,
-# a rare one, which takes some 100 us, four.
+# What is handled of one receive before other connections have their turn: for so long, and of PDUs that take the slow
+# way so many. A rare PDU, which takes some 100 us, counts four.
+TURN_S: Final = 0.005
 WORK_PER_TURN: Final = 256
 _RARE_PDU_WORK: Final = 4
 IMMEDIATE_FUNCTIONS_MAX: Final = 32
@@ -114,6 +115,8 @@ class Connection(Commands):
         is `unread` then: the shell calls again without new bytes when the others have had their turn, or when enough
         output is sent. So nobody can hold up the others, or make this side keep more than it takes itself.
         """
+        self.received = received
+        self.turn_ends_s = self.host.now() + TURN_S
         work = 0
         try:
             for pdu in received:
@@ -129,7 +132,7 @@ class Connection(Commands):
                 if self.answers >= ANSWERS_PER_FLUSH:
                     self.host.flush()
                 work += 1 if header[0] & OPCODE_MASK in _COMMON else _RARE_PDU_WORK
-                if work >= WORK_PER_TURN or self.host.unsent_bytes > self.limits.unsent_bytes_max:
+                if work >= WORK_PER_TURN or self.turn_is_over():
                     received.close()
                     return
         except FramingError as error:

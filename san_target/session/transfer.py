@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from san_target.scsi.sense import Condition
+from san_target.wire import hot
 
 if TYPE_CHECKING:
     from san_target.session.parameters import Parameters
@@ -249,3 +250,12 @@ def segments(total: int, pdu_max: int, burst_max: int) -> Iterator[DataInSegment
         yield DataInSegment(data_sn, offset, length, final, last)
         offset += length
         data_sn += 1
+
+
+def residual_of(moved: int, expected: int) -> tuple[int, int]:
+    """(flag, count) for bytes that SCSI would move against those the initiator expected (RFC 7143 11.4.5)."""
+    if moved > expected:
+        return hot.RESIDUAL_OVERFLOW, min(moved - expected, 0xFFFFFFFF)
+    if moved < expected:
+        return hot.RESIDUAL_UNDERFLOW, expected - moved
+    return 0, 0

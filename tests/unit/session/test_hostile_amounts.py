@@ -1,6 +1,7 @@
 """What one initiator may cost: memory for data both ways, work in one turn, functions that wait. Bounded, always."""
 
 import asyncio
+import itertools
 import struct
 
 import pytest
@@ -174,6 +175,44 @@ def test_a_flood_of_rare_pdus_is_handled_in_turns(directory: OneTarget) -> None:
             count = 0
         assert answered == 1000
         assert turns > 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("way", ["hot", "slow"])
+def test_a_turn_ends_when_its_time_is_over(directory: OneTarget, way: str) -> None:
+    """Each look at the clock is 2 ms later: after a few flushes it is the others' turn, and nothing is lost by that."""
+
+    async def scenario() -> None:
+        driver = await logged_in(directory)
+        if way == "slow":
+            driver.connection.trace = lambda direction, bhs: None
+            driver.connection.refresh_hot()
+        clock = itertools.count(1000.0, 0.002)
+        driver.host.now = lambda: next(clock)  # type: ignore[method-assign]
+        framer, shared = driver.connection.framer, memoryview(bytearray(1 << 20))
+        reads = b"".join(
+            pdus.build(
+                opcodes.SCSI_COMMAND,
+                initiator_task_tag=0x100 + number,
+                final=True,
+                read=True,
+                expected_data_transfer_length=BLOCK,
+                cmd_sn=driver.cmd_sn + number,
+                cdb=read_16(number, 1),
+            )
+            for number in range(400)
+        )
+        framer.buffers(shared)[0][: len(reads)] = reads
+        driver.connection.receive(framer.received(shared, len(reads)))
+        tags = [header.initiator_task_tag for header, _ in await driver.settle()]
+        assert framer.unread
+        assert len(tags) < 100
+        while framer.unread:
+            framer.buffers(shared)
+            driver.connection.receive(framer.received(shared, 0))
+            tags += [header.initiator_task_tag for header, _ in await driver.settle()]
+        assert tags == list(range(0x100, 0x100 + 400))
 
     asyncio.run(scenario())
 
