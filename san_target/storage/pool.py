@@ -12,6 +12,7 @@ belong to, or one that is older than what it has seen (a restored backup would c
 it deletes data only when told to by `delete_volume`, `resize_volume`, or a deletion that was interrupted.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -24,7 +25,7 @@ from typing import Final, TypeVar, TypeVarTuple
 
 from san_target.storage import records
 from san_target.storage.blocks_file import SparseFile
-from san_target.storage.interface import StorageError
+from san_target.storage.interface import StorageError, StorageFull
 from san_target.storage.journal import Journal
 from san_target.storage.records import HELD, HeldRange, HeldRecord, PoolError, PoolRecord
 from san_target.storage.threads import Threads
@@ -85,7 +86,6 @@ class Pool:
     def _open(self, group_id: str, store_revision: int) -> None:
         self._volumes_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._take_lock()
-        self._remove_unfinished_records()
         path = self.directory / "pool.json"
         if path.exists():
             self._record = records.decode(PoolRecord, path.read_bytes(), path)
@@ -97,6 +97,7 @@ class Pool:
             )
         else:
             self._record = PoolRecord(pool_id=secrets.token_hex(16), group_id=group_id, revision=store_revision)
+        self._remove_unfinished_records()
         try:
             self._write_pool_record(store_revision)
         except OSError as error:
@@ -135,7 +136,8 @@ class Pool:
 
     def _remove_unfinished_records(self) -> None:
         """What a killed process left in the middle of replacing a record: nothing ever refers to it."""
-        for path in (*self.directory.glob("*.new"), *self._volumes_directory.glob("*.new")):
+        (self.directory / "pool.json.new").unlink(missing_ok=True)
+        for path in self._volumes_directory.glob("*.held.new"):
             path.unlink()
 
     def _write_pool_record(self, revision: int) -> None:
@@ -174,12 +176,17 @@ class Pool:
 
     def _open_journal(self) -> None:
         path = self.directory / "journal"
+        give_up = f"or give them up: truncate -s {Journal.size_bytes(JOURNAL_SLOTS)} {path}"
         if not path.exists():
+            if self._volumes or self.problems:  # it was made before them
+                raise PoolError(
+                    f"{path} is missing, which holds atomic writes that a crash interrupted; bring it back, {give_up}"
+                )
             temporary = path.with_name("journal.new")
             temporary.unlink(missing_ok=True)
             file = SparseFile.create(temporary, Journal.size_bytes(JOURNAL_SLOTS))
             try:
-                file.reserve(0, file.size_bytes)  # an atomic write never fails for want of journal space
+                file.reserve(0, file.size_bytes)
                 file.flush()
             finally:
                 file.close()
@@ -187,7 +194,12 @@ class Pool:
             records.sync_directory(self.directory)
         self._journal_file = SparseFile(path)
         if self._journal_file.size_bytes < Journal.size_bytes(JOURNAL_SLOTS):
-            raise PoolError(f"{path} was cut; restore it from a backup of the pool")
+            raise PoolError(
+                f"{path} was cut, which holds atomic writes that a crash interrupted; restore it, {give_up}"
+            )
+        # No atomic write is to fail for want of journal space. At each start: a pool that was copied may have holes.
+        with contextlib.suppress(StorageFull):
+            self._journal_file.reserve(0, self._journal_file.size_bytes)
         journal = Journal(self._journal_file)
         journal.replay(self._find_for_replay)
         self._journal = journal

@@ -160,6 +160,8 @@ def test_half_written_records_of_a_killed_process_are_cleared_away(tmp_path: Pat
     async def work() -> None:
         async with opened(tmp_path) as pool:
             await create(pool)
+        strangers = tmp_path / "thesis.new"  # a pool's directory may hold what is not the pool's
+        strangers.write_bytes(b"precious")
         left = [tmp_path / "pool.json.new", tmp_path / "volumes" / f"{VOLUME}.held.new"]
         for path in left:
             path.write_bytes(b"{")
@@ -167,6 +169,7 @@ def test_half_written_records_of_a_killed_process_are_cleared_away(tmp_path: Pat
             assert pool.list_volumes() == [VOLUME]
             assert pool.problems == {}
         assert not any(path.exists() for path in left)
+        assert strangers.read_bytes() == b"precious"
 
     run(work())
 
@@ -211,6 +214,43 @@ def test_growing_adds_held_blocks_that_read_as_zeros(tmp_path: Path) -> None:
             volume = pool.open_volume(VOLUME)
             assert volume.held == (HeldRange(0, 4096, 5), HeldRange(4096, 6144, 9))
             assert volume.file.read(2 * MIB, MIB) == bytes(MIB)
+
+    run(work())
+
+
+def test_a_lost_journal_is_not_replaced_in_silence(tmp_path: Path) -> None:
+    """It may hold an atomic write, half of which is in its place."""
+
+    async def work() -> None:
+        journal = tmp_path / "journal"
+        async with opened(tmp_path) as pool:
+            await create(pool)
+        journal.unlink()
+        with pytest.raises(PoolError, match="journal is missing") as caught:
+            async with opened(tmp_path):
+                pass
+        assert not journal.exists()
+        way_out = str(caught.value).partition("give them up: ")[2]
+        subprocess.run(way_out.split(), check=True)
+        async with opened(tmp_path) as pool:
+            assert pool.list_volumes() == [VOLUME]
+
+    run(work())
+
+
+def test_a_journal_that_was_copied_without_its_space_gets_it_back(tmp_path: Path) -> None:
+    """As by `cp --sparse` or a backup: an atomic write must never find that its journal has no space."""
+
+    async def work() -> None:
+        journal = tmp_path / "journal"
+        async with opened(tmp_path) as pool:
+            await create(pool)
+        size_bytes = journal.stat().st_size
+        os.truncate(journal, 0)
+        os.truncate(journal, size_bytes)
+        assert journal.stat().st_blocks == 0
+        async with opened(tmp_path):
+            assert journal.stat().st_blocks * 512 >= size_bytes
 
     run(work())
 
