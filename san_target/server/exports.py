@@ -13,7 +13,7 @@ import structlog
 
 from san_target.group.errors import AdministrationError
 from san_target.group.volumes import CREATING, DELETING, Volumes, start_lba
-from san_target.metadata.schema import GROUP_KEY, GroupRecord, PlacementRecord, VolumeRecord, decode
+from san_target.metadata.schema import GROUP_KEY, GroupRecord, PlacementRecord, VolumeRecord, decode, reservations_key
 from san_target.metadata.store import Event, Item, RevisionCompacted, Snapshot, Store, StoreError
 from san_target.server.export import Export, Surroundings
 from san_target.server.sessions import add_counters
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
+RESERVATIONS_PREFIX = reservations_key("")
 RETRY_S = 1.0
 RETRY_DELETION_S = 30.0
 OPENED_AT_ONCE = 16
@@ -73,7 +74,8 @@ class Exports:
                     if batch.revision <= self._revision:
                         continue  # everything was read again meanwhile
                     dirty = self._take(batch.events)
-                    if dirty:
+                    # Reservations too: an older store would let in whom they keep out.
+                    if dirty or any(event.key.startswith(RESERVATIONS_PREFIX) for event in batch.events):
                         await self._note(batch.revision)
                     self._revision = batch.revision
                     self._kick(dirty)

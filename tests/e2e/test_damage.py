@@ -33,7 +33,7 @@ from tests.support.raw_initiator import (
     write_atomic16,
     write_same16,
 )
-from tests.support.target import PLAIN, Volume
+from tests.support.target import PLAIN, Volume, wait_for
 
 MIB = 1 << 20
 VOLUME_BYTES = 4 * MIB
@@ -105,7 +105,7 @@ def site(original: tuple[Path, Volume, Volume, str], new_member: Callable[..., M
 
 
 def contents(*places: Path) -> dict[Path, str]:
-    """Every file below, and a digest of what is in it."""
+    """Every file that is there or below, and a digest of what is in it."""
     found = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place])]
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(found) if path.is_file()}
 
@@ -305,6 +305,10 @@ def cut_the_journal(pool: Path, store: Path) -> None:
     (pool / "journal").write_bytes((pool / "journal").read_bytes()[:4096])
 
 
+def lose_the_journal(pool: Path, store: Path) -> None:
+    (pool / "journal").unlink()
+
+
 def put_a_file_where_the_volumes_are(pool: Path, store: Path) -> None:
     (pool / "volumes").rename(pool / "moved")
     (pool / "volumes").write_bytes(b"")
@@ -385,7 +389,8 @@ DAMAGE_TO_A_MEMBER = [
     (lose_the_pools_record, "pool.json is missing", "restore"),
     (have_a_newer_pool, "has format 2", "upgrade this member"),
     (have_the_pool_of_another_group, "belongs to group cdcd", "start this member with the store of its group"),
-    (cut_the_journal, "journal was cut", "restore it from a backup of the pool"),
+    (cut_the_journal, "journal was cut", "restore it, or give them up: truncate -s"),
+    (lose_the_journal, "journal is missing", "bring it back, or give them up: truncate -s"),
     (put_a_file_where_the_volumes_are, "volumes: it is not a directory", "move it away"),
     (damage_the_start_of_the_store, "is damaged", "restore it from a backup"),
     (damage_a_page_of_the_store, "is damaged", "restore it from a backup"),
@@ -424,11 +429,25 @@ def test_a_member_does_not_start_on_what_is_damaged(
     assert contents(pool / "volumes", pool / "journal") == before
 
 
-def test_a_lost_write_ahead_log_is_noticed(site: Site, tmp_path: Path) -> None:
+def create_a_volume(site: Site) -> None:
+    create(site.member, "newest")
+
+
+def register_a_key(site: Site) -> None:
+    """PERSISTENT RESERVE OUT, REGISTER with APTPL: what an older store would forget is who is kept out."""
+    initiator = login(site.member, site.good)
+    initiator.good(bytes.fromhex("5f000000000000001800"), bytes(8) + b"my key!!" + bytes(4) + b"\x01" + bytes(3))
+    initiator.logout()
+
+
+@pytest.mark.parametrize("change", [create_a_volume, register_a_key])
+def test_a_lost_write_ahead_log_is_noticed(site: Site, tmp_path: Path, change: Callable[[Site], None]) -> None:
     """After a kill the newest records are only there. Without it the store is an older one."""
     member = site.member
     member.start()
-    create(member, "newest")
+    seen = record_in(member.pool / "pool.json")["revision"]
+    change(site)
+    wait_for(lambda: record_in(member.pool / "pool.json")["revision"] != seen, 30, "the pool notes the revision")
     member.kill()
     log = member.store.with_name(member.store.name + "-wal")
     away = log.rename(tmp_path / "log")
@@ -441,7 +460,7 @@ def test_a_lost_write_ahead_log_is_noticed(site: Site, tmp_path: Path) -> None:
     member.store.write_bytes(before)
     away.rename(log)
     member.start()
-    assert len(member.ask("GET", "/volumes")) == 3
+    assert member.ask("GET", "/group")["state"] == "ok"
     site.check_data()
 
 
