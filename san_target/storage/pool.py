@@ -391,23 +391,21 @@ class Pool:
 
     def _delete_volume(self, volume_id: str) -> None:
         volume = self._volumes.pop(volume_id, None)
-        if volume is None and self.problems.pop(volume_id, None) is None:
-            # Deleted before (a repeated deletion is harmless); or its record was lost, or never made, by accident.
-            self._path(volume_id, "blocks").unlink(missing_ok=True)
-            records.sync_directory(self._volumes_directory)
-            return
+        self.problems.pop(volume_id, None)
         if volume is not None:
             volume.file.close()
+        # What is there counts, not what was known: a deletion that failed is repeated, a record may have been lost.
         # A rename, for it needs no space: deleting is the way out of a full pool.
-        os.replace(self._path(volume_id, "held"), self._path(volume_id, "deleting"))
-        records.sync_directory(self._volumes_directory)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self._path(volume_id, "held"), self._path(volume_id, "deleting"))
+            records.sync_directory(self._volumes_directory)
         self._remove(volume_id)
 
     def _remove(self, volume_id: str) -> None:
         """The record goes last: until then the deletion is known to be under way."""
         self._path(volume_id, "blocks").unlink(missing_ok=True)
         records.sync_directory(self._volumes_directory)
-        self._path(volume_id, "deleting").unlink()
+        self._path(volume_id, "deleting").unlink(missing_ok=True)
         records.sync_directory(self._volumes_directory)
 
     def _note_generations(self, held: Sequence[HeldRange]) -> None:

@@ -156,6 +156,28 @@ def test_deleting_removes_blocks_whose_record_was_lost(tmp_path: Path) -> None:
     run(work())
 
 
+@pytest.mark.parametrize("step", ["replace", "unlink"])
+def test_a_deletion_that_failed_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """As on a disk that was read-only for a while: the second time removes all, it does not just say so."""
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            await create(pool)
+            with monkeypatch.context() as patch:
+                patch.setattr(os, step, refuse)
+                patch.setattr(Path, "unlink", refuse)
+                for _ in range(2):
+                    with pytest.raises(PoolError, match="read-only"):
+                        await pool.delete_volume(VOLUME)
+            await pool.delete_volume(VOLUME)
+            assert list((tmp_path / "volumes").iterdir()) == []
+
+    run(work())
+
+
 def test_half_written_records_of_a_killed_process_are_cleared_away(tmp_path: Path) -> None:
     async def work() -> None:
         async with opened(tmp_path) as pool:
