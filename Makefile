@@ -32,7 +32,7 @@ demo: $(VENV)/.stamp
 	@exec $(BIN)/san-target demo $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --durations=15 $(ARGS)
 
 check: $(VENV)/.stamp
 	$(BIN)/ruff check .
