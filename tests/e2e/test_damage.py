@@ -260,6 +260,7 @@ def test_damaged_volumes_are_not_served_and_the_others_are(site: Site, tmp_path:
         initiator.logout()
 
 
+@pytest.mark.slow
 def test_damaged_volumes_can_be_deleted(site: Site) -> None:
     """The way out where there is no backup; nothing of them stays, and nothing of others goes."""
     member = site.member
@@ -440,7 +441,7 @@ def register_a_key(site: Site) -> None:
     initiator.logout()
 
 
-@pytest.mark.parametrize("change", [create_a_volume, register_a_key])
+@pytest.mark.parametrize("change", [create_a_volume, pytest.param(register_a_key, marks=pytest.mark.slow)])
 def test_a_lost_write_ahead_log_is_noticed(site: Site, tmp_path: Path, change: Callable[[Site], None]) -> None:
     """After a kill the newest records are only there. Without it the store is an older one."""
     member = site.member
@@ -464,6 +465,7 @@ def test_a_lost_write_ahead_log_is_noticed(site: Site, tmp_path: Path, change: C
     site.check_data()
 
 
+@pytest.mark.slow
 def test_pool_and_store_of_two_groups_are_not_mixed(site: Site, new_member: Callable[..., Member]) -> None:
     other = new_member()
     other.start()
