@@ -223,7 +223,7 @@ class Device:
 class LogIn:
     """A new connection, brought to a stage. stage: None, "security", "operational", "discovery" or "full".
 
-    again: also if the one there is in this stage already.
+    again: also if the one there is in this stage already. beside: the one there stays open meanwhile.
     """
 
     stage: str | None = "full"
@@ -232,6 +232,7 @@ class LogIn:
     keys: Sequence[tuple[str, str]] = ()
     again: bool = False
     first_cmd_sn: int = 1
+    beside: bool = False
 
     __repr__ = _short
 
@@ -239,7 +240,10 @@ class LogIn:
         wanted = (self.stage, self.header_digest, self.data_digest, tuple(self.keys), self.first_cmd_sn)
         if not self.again and attacker.usable_as(wanted):
             return
-        await attacker.leave()
+        if self.beside:
+            attacker.left_open.append((attacker.host, attacker.connection, attacker.judge))
+        else:
+            await attacker.leave()
         attacker.connect(wanted)
         attacker.next_cmd_sn = self.first_cmd_sn
         if self.stage is None:
@@ -295,6 +299,7 @@ class Attacker:
 
     def __post_init__(self) -> None:
         self._tag = 0x1000
+        self.left_open: list[tuple[FieldHost, Connection, Judge]] = []
         self.connect(None)
 
     def connect(self, state: object) -> None:
@@ -323,27 +328,36 @@ class Attacker:
         self.judge.hear(self.host.sent)
 
     async def settle(self) -> None:
-        await self.field.settle(self.host)
-        self.host.flush()
-        self.judge.hear(self.host.sent)
+        await self.field.settle(self.host, *(host for host, _, _ in self.left_open))
+        for host, _, judge in (*self.left_open, (self.host, self.connection, self.judge)):
+            host.flush()
+            judge.hear(host.sent)
 
     async def leave(self) -> None:
-        """The network connection ends."""
+        """All network connections end."""
         self.field.device.resume()
+        for _, connection, _ in self.left_open:
+            connection.lost()
         self.connection.lost()
         await self.settle()
-        self.judge.rest(busy=False)
+        self._rest(busy=False)
+        self.left_open.clear()
+
+    def _rest(self, busy: bool) -> None:
+        for _, _, judge in self.left_open:
+            judge.rest(busy)
+        self.judge.rest(busy)
 
     async def run(self, steps: Sequence[Step]) -> None:
         """All steps, then until rest, with every rule checked on the way."""
         for step in steps:
             await step.run(self)
         await self.settle()
-        self.judge.rest(busy=self.field.device.paused)
+        self._rest(busy=self.field.device.paused)
         self.field.device.resume()
         self.field.device.at_once = True
         await self.settle()
-        self.judge.rest(busy=False)
+        self._rest(busy=False)
         if self.field.errors:
             error = self.field.errors.pop()
             raise AssertionError(f"a defect was run into: {error!r}") from error

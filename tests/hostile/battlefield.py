@@ -209,7 +209,8 @@ class Battlefield:
             now=lambda: self.time_s,
             sleep=self._sleep,
         )
-        unit = LogicalUnit(device, Identity(volume_id(number), iqn, name="volume"), services=services)
+        identity = Identity(volume_id(number), iqn, name="volume")
+        unit = LogicalUnit(device, identity, services=services, removable=iqn == ATTACKED)
         target = Target(iqn, "volume", 1, unit, access)
         unit.abort_tasks = lambda nexuses: abort_tasks(target, nexuses)
         unit.reservations.drain = lambda nexuses: drain_tasks(target, nexuses)

@@ -64,6 +64,7 @@ KINDS = (
     Kind("CDBs", cases_scsi.cdbs, by_right=True, weight=4),
     Kind("block commands", cases_scsi.block_commands, by_right=True, weight=3),
     Kind("parameter lists", cases_scsi.parameter_lists, by_right=True, weight=4),
+    Kind("reservations", cases_scsi.reservations, by_right=True, weight=2),
 )
 _STRICT = tuple(kind for kind in KINDS if not kind.by_right)
 

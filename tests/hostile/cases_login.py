@@ -5,9 +5,9 @@ from __future__ import annotations
 from random import Random
 
 from san_target.wire import opcodes
-from tests.hostile.attack import ISID, LogIn, Pass, Raw, Send, Step, Wait
+from tests.hostile.attack import ISID, Device, LogIn, Pass, Raw, Send, Step, Wait
 from tests.hostile.battlefield import ATTACKED, ATTACKER, LOCKED, QUIET
-from tests.hostile.cases_protocol import edge, good, junk
+from tests.hostile.cases_protocol import edge, good, junk, safe_write, unfinished_write
 
 _KEYS = (
     "HeaderDigest",
@@ -219,10 +219,14 @@ def half(random: Random) -> list[Step]:
 
 
 def sessions(random: Random) -> list[Step]:
-    """The same initiator port again, or a second connection to a session that is there or is not."""
-    tsih = random.choice((0, 0, 1, 2, 3, 0xFFFF))
-    data = f"InitiatorName={ATTACKER}\0TargetName={ATTACKED}\0SessionType=Normal\0".encode()
-    second = Send(opcodes.LOGIN_REQUEST, 0x87, tag=1, word20=random.choice((0, 1 << 16)), data=data, immediate=True)
-    second.lun = (ISID + random.choice((0, 0, 1))) << 16 | tsih
-    first = LogIn("full", again=True)
-    return [first, good(random), LogIn(None, again=True), second, Wait(), good(random), Wait()]
+    """The same initiator port again while its session is busy, or a second connection to a session, there or not."""
+    steps: list[Step] = [LogIn("full", again=True), Device(at_once=False, held=random.random() < 0.5)]
+    steps += [random.choice((good, safe_write, unfinished_write))(random) for _ in range(random.randrange(4))]
+    for _ in range(random.randrange(1, 4)):
+        # The handles of the witnesses' sessions and of the attacker's are small numbers.
+        tsih = random.choice((0, 0, 0, *range(1, 12), 0xFFFF))
+        data = f"InitiatorName={ATTACKER}\0TargetName={ATTACKED}\0SessionType=Normal\0".encode()
+        second = Send(opcodes.LOGIN_REQUEST, 0x87, tag=1, word20=random.choice((0, 1 << 16)), data=data, immediate=True)
+        second.lun = (ISID + random.choice((0, 0, 1))) << 16 | tsih
+        steps += [LogIn(None, again=True, beside=random.random() < 0.8), second, random.choice((Wait(), Pass(20)))]
+    return [*steps, good(random), Wait(), Device(at_once=False), Wait(), good(random), Wait()]

@@ -9,13 +9,20 @@ from __future__ import annotations
 import struct
 from random import Random
 
+from san_target.scsi import mode
 from san_target.wire import opcodes
 from tests.hostile.attack import AnswerR2T, Device, LogIn, Ready, Send, Step, Wait
 from tests.hostile.battlefield import ATTACKER, BLOCK, BLOCKS, WITNESS, volume_id
 from tests.hostile.cases_protocol import edge, full, good, junk
 
+KEY = 0xABCD
+_TYPES = (1, 3, 5, 6, 7, 8)
 _LBAS = (0, 1, 2, BLOCKS - 1, BLOCKS, BLOCKS + 1, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF, 1 << 63)
 _COUNTS = (0, 1, 2, 8, 16, 255, 256, BLOCKS, 16384, 16385, 65535, 0xFFFFFFFF)
+
+
+def mostly(random: Random, usual: int, *others: int) -> int:
+    return usual if random.random() < 0.92 else random.choice(others)
 
 
 def _lba(random: Random) -> int:
@@ -110,7 +117,7 @@ def _transport_id(random: Random) -> bytes:
 
 
 def _reserve_out(random: Random) -> tuple[bytes, bytes]:
-    keys = (0, 0, 1, 0xABCD, 0xABCD, 0xFFFFFFFFFFFFFFFF)
+    keys = (0, 0, 1, KEY, KEY, KEY, 0xFFFFFFFFFFFFFFFF)
     action = random.choice((*range(8), *range(8), random.randrange(32)))
     body = b""
     if random.random() < 0.3:
@@ -118,13 +125,16 @@ def _reserve_out(random: Random) -> tuple[bytes, bytes]:
     if action == 7:
         flags = struct.pack(">xBHI", random.randrange(4), random.choice((0, 1, 2)), len(body))
     else:
-        flags = struct.pack(">4xBxxx", random.choice((0, 0, 1, 4, 8, 8, 9)))
+        flags = struct.pack(">4xBxxx", random.choice((0, 0, 0, 0, 1, 4, 8, 9)))
         body = struct.pack(">I", len(body)) + body if flags[4] & 8 else b""
     data = struct.pack(">QQ", random.choice(keys), random.choice(keys)) + flags + body
     if random.random() < 0.1:
         data = data[: random.randrange(len(data) + 1)] + junk(random, 30)
-    scope_type = random.choice((1, 3, 5, 6, 7, 8, 0, 0x11, random.randrange(256)))
-    return struct.pack(">BBBxxIxx", 0x5F, action, scope_type, len(data)), data
+    return _reserve_out_cdb(action, mostly(random, random.choice(_TYPES), 0, 0x11, random.randrange(256)), data), data
+
+
+def _reserve_out_cdb(action: int, scope_type: int, data: bytes) -> bytes:
+    return struct.pack(">BBBxxIxx", 0x5F, action, scope_type, len(data))
 
 
 def _unmap(random: Random) -> tuple[bytes, bytes]:
@@ -138,25 +148,25 @@ def _unmap(random: Random) -> tuple[bytes, bytes]:
 
 def _mode_select(random: Random) -> tuple[bytes, bytes]:
     long = random.random() < 0.5
-    page = random.choice((0x08, 0x0A, 0x1C, 0x3F, random.randrange(256)))
-    content = bytearray(random.choice((18, 10, 10, random.randrange(40))))
-    for _ in range(random.randrange(5)):
-        if content:
-            content[random.randrange(len(content))] = random.choice((0x04, 0x08, 0x80, random.randrange(256)))
-    descriptor = random.choice((b"", b"", bytes(8), struct.pack(">II", BLOCKS, BLOCK), random.randbytes(8)))
+    code = random.choice(mode.PAGE_CODES)
+    page = bytearray(mode.page(code, mode.defaults(write_through=False)))
+    # What may be changed: WCE; D_SENSE and SWP.
+    for byte, bit in random.sample(((2, 0x04), (2, 0x02), (4, 0x08)), random.randrange(3)):
+        page[byte] ^= bit
+    if random.random() < 0.3:
+        page[random.randrange(len(page))] ^= 1 << random.randrange(8)
+    if random.random() < 0.2:
+        page = bytearray([random.randrange(256), random.randrange(40)]) + random.randbytes(random.randrange(40))
+    descriptor = random.choice((b"", b"", b"", bytes(8), struct.pack(">II", BLOCKS, BLOCK), random.randbytes(8)))
     header = bytearray(8 if long else 4)
     header[-1] = len(descriptor)
-    data = bytes(header) + descriptor + bytes([page, len(content)]) + bytes(content)
-    if random.random() < 0.15:
+    data = bytes(header) + descriptor + bytes(page)
+    if random.random() < 0.1:
         data = data[: random.randrange(len(data) + 1)]
-    flags = random.choice((0x10, 0x10, 0x11, 0x00, random.randrange(256)))
+    flags = mostly(random, 0x10, 0x11, 0x00, random.randrange(256))
     if long:
         return struct.pack(">BB5xHx", 0x55, flags, len(data)), data
     return struct.pack(">BBxxBx", 0x15, flags, len(data) & 0xFF), data
-
-
-def mostly(random: Random, usual: int, *others: int) -> int:
-    return usual if random.random() < 0.92 else random.choice(others)
 
 
 def _extended_copy(random: Random) -> tuple[bytes, bytes]:
@@ -234,9 +244,28 @@ def parameter_lists(random: Random) -> list[Step]:
     steps: list[Step] = [
         LogIn("full", keys=keys),
         Ready(heal=random.random() < 0.7),
-        Device(at_once=random.random() < 0.7),
+        Device(at_once=random.random() < 0.7, held=random.random() < 0.15),
     ]
     for _ in range(random.randrange(1, 5)):
         cdb, data = random.choice(_LISTS)(random)
         steps += _command(random, cdb, data, 0 if data else random.choice((0, 255, 65536)))
+    return [*steps, good(random)]
+
+
+def reservations(random: Random) -> list[Step]:
+    """A registered host that reserves, releases, preempts and forgets, and what else it may do meanwhile."""
+    data = struct.pack(">QQ8x", 0, KEY)
+    steps: list[Step] = [full(random), Ready(), *_command(random, _reserve_out_cdb(6, 0, data), data)]
+    for _ in range(random.randrange(1, 6)):
+        key = mostly(random, KEY, 0, 1)
+        action = random.choice((0, 1, 1, 2, 2, 3, 4, 5, 7))
+        data = struct.pack(">QQ8x", key, random.choice((0, KEY, KEY, 7)))
+        if random.random() < 0.3:
+            cdb, data = _reserve_out(random)
+        else:
+            cdb = _reserve_out_cdb(action, random.choice(_TYPES), data)
+        steps += _command(random, cdb, data)
+        if random.random() < 0.5:
+            cdb, data = random.choice((_report, _medium, _unmap))(random)
+            steps += _command(random, cdb, data, 255)
     return [*steps, good(random)]

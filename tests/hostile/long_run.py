@@ -62,7 +62,8 @@ def summary(result: Result, seconds: float) -> str:
     lines += ["", f"{'outcome':<72}{'times':>9}"]
     lines += [f"{name:<72}{seen:>9}" for name, seen in sorted(total.items())]
     cases = result.cases.total()
-    lines += ["", f"{cases} cases in {seconds:.0f} s, {cases / seconds:.0f} a second: {len(result.failures)} failed"]
+    used = f"{seconds:.0f} s ({time.process_time():.0f} s of one core)"
+    lines += ["", f"{cases} cases in {used}, {cases / seconds:.0f} a second: {len(result.failures)} failed"]
     return "\n".join(lines)
 
 
