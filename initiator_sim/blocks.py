@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from crc32c import crc32c
 
+from initiator_sim.history import INITIAL, Value
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
@@ -29,6 +31,10 @@ class Stamp:
     lba: int
     writer: int
     sequence: int
+
+
+class WrongBlock(Exception):
+    """A block holds what no write has put there; the text says which and what."""
 
 
 class Stamper:
@@ -68,3 +74,32 @@ class Stamper:
         """True for a block that carries this run's mark, damaged or not."""
         magic, volume, run = _STAMP.unpack_from(memoryview(block))[:3]
         return bool(magic == MAGIC and volume == self.volume and run == self.run)
+
+    def identify(self, block: "Buffer", lba: int) -> tuple[Value | None, str]:
+        """(which write of this run the block read at `lba` is of, what is wrong with it).
+
+        None for a block that no write of this run has made whole; "" for nothing wrong.
+        """
+        stamp = self.parse(block)
+        if stamp is None:
+            return None, f"block {lba} is damaged: its checksum is wrong" if self.looks_stamped(block) else ""
+        if stamp.run != self.run:
+            return None, ""
+        wrong = stamp.volume != self.volume or stamp.lba != lba
+        text = f"block {lba} holds what was written to block {stamp.lba}" if wrong else ""
+        return (stamp.writer, stamp.sequence), text
+
+    def values(self, data: "Buffer", lba: int) -> list[Value]:
+        """Whose write each block of `data`, whole blocks read from `lba` on, is of: what `DiskHistory.answered` takes.
+
+        INITIAL for every block without a stamp of this run. Raises WrongBlock for damaged and misplaced ones.
+        """
+        view = memoryview(data)
+        found = []
+        for offset in range(0, len(view), self.block_bytes):
+            value, wrong = self.identify(view[offset : offset + self.block_bytes], lba)
+            if wrong:
+                raise WrongBlock(wrong)
+            found.append(INITIAL if value is None else value)
+            lba += 1
+        return found

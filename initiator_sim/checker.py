@@ -137,14 +137,11 @@ class Recorder:
         return first if all(value == first for value in found) else tuple(found)
 
     def _value(self, position: int, piece: _Piece, lba: int, block: memoryview) -> Value:
-        stamper = self.stamper
-        stamp = stamper.parse(block)
-        if stamp is not None and stamp.run == stamper.run:
-            if stamp.volume != stamper.volume or stamp.lba != lba:
-                self._violation(position, f"block {lba} holds what was written to block {stamp.lba}")
-            return stamp.writer, stamp.sequence
-        if stamp is None and stamper.looks_stamped(block):
-            self._violation(position, f"block {lba} is damaged: its checksum is wrong")
+        value, wrong = self.stamper.identify(block, lba)
+        if wrong:
+            self._violation(position, wrong)
+        if value is not None:
+            return value
         if piece.discard is not None:
             return piece.discard
         checksum = crc32c(block)
