@@ -1,208 +1,23 @@
-"""Verification of a run: every block read is checked at once, the history of every piece of the disk in the end.
+"""Verified load: a stream whose writes are stamped and whose every operation goes to a recorder."""
 
-A piece is one I/O long. Its blocks share one history as long as they agree; where a read found blocks of different
-writes, each block is checked by itself. Histories are folded whenever a read shows, with nothing else under way on the
-piece, which value is there: memory stays in bounds in long runs.
-
-Only this process may write to the disk meanwhile. Discards are the one kind of write without a value of its own, so
-nothing else is done to a piece that is being discarded.
-"""
-
-import secrets
-from collections.abc import Callable, Iterator
-from math import inf
-from typing import TYPE_CHECKING, Any, Final
-
-from crc32c import crc32c
+from collections.abc import Iterator
+from typing import Any, Final
 
 from initiator_sim import task as scsi
-from initiator_sim.blocks import Stamper
-from initiator_sim.history import INITIAL, Operation, Value, Violation, What, check
+from initiator_sim.history import INITIAL, Value, What
+from initiator_sim.recorder import Maybe, Recorder
 from initiator_sim.sense import NOT_READY, UNIT_ATTENTION, Sense
-from initiator_sim.task import Task
+from initiator_sim.task import Failure, Task
 from initiator_sim.workload import Stream
 
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
-FOLD_AT: Final = 32
-VIOLATIONS_MAX: Final = 20
 _NOT_EXECUTED: Final = frozenset({scsi.BUSY, scsi.TASK_SET_FULL, scsi.RESERVATION_CONFLICT})
 _PICKS: Final = 64
-
-Values = Value | tuple[Value, ...]
-"""Of a piece: one value for all its blocks, or one for each."""
-
-
-class _Piece:
-    """The history of one piece. `tainted`: a discard had no answer, so nothing can be said any more."""
-
-    __slots__ = ("discard", "discarding", "in_flight", "operations", "tainted", "unanswered", "written")
-
-    def __init__(self) -> None:
-        self.operations: list[tuple[What, Values, float, float]] = []
-        self.in_flight = 0
-        self.unanswered = False
-        self.written = False
-        self.discarding = False
-        self.discard: Value | None = None
-        self.tainted = False
-
-
-class Recorder:
-    """The history of a disk. on_violation(text) hears of each violation when it is found."""
-
-    def __init__(self, volume: str, io_blocks: int, block_bytes: int) -> None:
-        self.stamper = Stamper(volume, secrets.randbits(32), block_bytes)
-        self.io_blocks = io_blocks
-        self.block_bytes = block_bytes
-        self.reads_checked = 0
-        self.operations = 0
-        self.folded = 0
-        self.violations: list[str] = []
-        self.violation_count = 0
-        self.on_violation: Callable[[str], None] | None = None
-        self.to_look_at: set[int] = set()
-        self._pieces: dict[int, _Piece] = {}
-        self._initial_checksums: dict[int, int] = {}
-
-    def piece(self, position: int) -> _Piece:
-        found = self._pieces.get(position)
-        if found is None:
-            found = self._pieces[position] = _Piece()
-        return found
-
-    def written_positions(self) -> Iterator[int]:
-        """The pieces that were written or discarded, in order."""
-        return iter(sorted(position for position, piece in self._pieces.items() if piece.written))
-
-    def _violation(self, position: int, text: str) -> None:
-        self.violation_count += 1
-        if len(self.violations) < VIOLATIONS_MAX:
-            first = position * self.io_blocks
-            message = f"LBA {first} to {first + self.io_blocks - 1}: {text}"
-            self.violations.append(message)
-            if self.on_violation is not None:
-                self.on_violation(message)
-
-    # --- what happened --------------------------------------------------------------------------------------------
-
-    def begins(self, position: int, what: What) -> None:
-        piece = self.piece(position)
-        piece.in_flight += 1
-        if what is What.WRITE:
-            piece.written = True
-
-    def wrote(self, position: int, value: Value, begin: float, end: float) -> None:
-        """An acknowledged write, or one with an unknown outcome (end infinite)."""
-        piece = self._pieces[position]
-        piece.in_flight -= 1
-        piece.operations.append((What.WRITE, value, begin, end))
-        self.operations += 1
-        if end == inf:
-            piece.unanswered = True
-        if len(piece.operations) >= FOLD_AT and not piece.unanswered:
-            self.to_look_at.add(position)
-
-    def never_happened(self, position: int) -> None:
-        """A command ended in a way that means it was not executed, or a read without an answer."""
-        self._pieces[position].in_flight -= 1
-
-    def read(self, position: int, data: "Buffer", begin: float, end: float) -> None:
-        """What an answered read found."""
-        piece = self._pieces[position]
-        piece.in_flight -= 1
-        self.reads_checked += 1
-        if piece.tainted:
-            return
-        values = self._values(position, piece, memoryview(data))
-        if not piece.written:
-            return  # nothing has been written yet: the checksum of the initial content says it all
-        piece.operations.append((What.READ, values, begin, end))
-        self.operations += 1
-        if len(piece.operations) >= FOLD_AT:
-            self._fold(position, piece, values, begin)
-
-    def _values(self, position: int, piece: _Piece, data: memoryview) -> Values:
-        lba = position * self.io_blocks
-        size = self.block_bytes
-        if len(data) != self.io_blocks * size:
-            self._violation(position, f"a read returned {len(data)} bytes")
-            return INITIAL
-        found = [
-            self._value(position, piece, lba + index, data[index * size : (index + 1) * size])
-            for index in range(self.io_blocks)
-        ]
-        first = found[0]
-        return first if all(value == first for value in found) else tuple(found)
-
-    def _value(self, position: int, piece: _Piece, lba: int, block: memoryview) -> Value:
-        value, wrong = self.stamper.identify(block, lba)
-        if wrong:
-            self._violation(position, wrong)
-        if value is not None:
-            return value
-        if piece.discard is not None:
-            return piece.discard
-        checksum = crc32c(block)
-        if self._initial_checksums.setdefault(lba, checksum) != checksum:
-            self._violation(position, f"block {lba} changed, and nobody wrote to it")
-        return INITIAL
-
-    # --- checking -------------------------------------------------------------------------------------------------
-
-    def _fold(self, position: int, piece: _Piece, values: Values, begin: float) -> None:
-        """Check and shorten the history if the read that just ended shows what is there now."""
-        if piece.in_flight or piece.unanswered or isinstance(values[0], tuple):
-            return
-        if any(end > begin for _, _, _, end in piece.operations[:-1]):
-            return
-        self.to_look_at.discard(position)
-        self._check(position, piece)
-        self.folded += len(piece.operations) - 1
-        # From here on this value is what the piece begins with; INITIAL may not come back.
-        value = values
-        piece.operations = [(What.WRITE, value, begin, begin)]
-
-    def check_all(self) -> None:
-        """Check what was not folded yet."""
-        for position in sorted(self._pieces):
-            piece = self._pieces[position]
-            if not piece.tainted:
-                self._check(position, piece)
-
-    def _check(self, position: int, piece: _Piece) -> None:
-        mixed = any(isinstance(values[0], tuple) for _, values, _, _ in piece.operations)
-        for index in range(self.io_blocks if mixed else 1):
-            violation = check(_operations(piece, index))
-            if violation is not None:
-                where = f"block {position * self.io_blocks + index}" if mixed else "all blocks"
-                self._violation(position, f"{where}: {violation}")
-                return
-
-    def report(self) -> dict[str, Any]:
-        return {
-            "reads_checked": self.reads_checked,
-            "operations": self.operations,
-            "pieces": len(self._pieces),
-            "violations": self.violations,
-            "violation_count": self.violation_count,
-        }
-
-
-def _operations(piece: _Piece, index: int) -> Iterator[Operation]:
-    """The history of one block of a piece."""
-    for what, values, begin, end in piece.operations:
-        value: Any = values[index] if isinstance(values[0], tuple) else values
-        if what is What.WRITE and value == INITIAL:
-            continue  # a fold on the initial content: `check` knows it anyway
-        yield Operation(what, value, begin, end)
 
 
 class _Work:
     """What a task of a verifying stream is doing."""
 
-    __slots__ = ("begin", "buffer", "discard", "position", "value", "what")
+    __slots__ = ("begin", "buffer", "discard", "earlier", "position", "value", "what")
 
     def __init__(self, io_bytes: int) -> None:
         self.buffer = bytearray(io_bytes)
@@ -211,6 +26,8 @@ class _Work:
         self.discard = False
         self.value: Value = INITIAL
         self.begin = 0.0
+        self.earlier: list[Maybe] = []
+        """What was sent before for the same purpose, without an answer: over when this one is answered."""
 
 
 class VerifyingStream(Stream):
@@ -230,8 +47,14 @@ class VerifyingStream(Stream):
             work = task.context = _Work(self.plan.block_bytes)
         return work
 
+    def _forget(self, task: Task) -> None:
+        """The task begins something new."""
+        work = self._work(task)
+        work.what = None
+        work.earlier.clear()
+
     def prepare(self, task: Task) -> None:
-        self._work(task).what = None
+        self._forget(task)
         if self._recorder.to_look_at:
             position = self._recorder.to_look_at.pop()
             if not self._recorder.piece(position).discarding:
@@ -283,11 +106,20 @@ class VerifyingStream(Stream):
         work.discard = piece.discarding = True
         super().make_discard(task, position)
 
+    def make_flush(self, task: Task) -> None:
+        work = self._work(task)
+        work.what = What.FLUSH
+        work.begin = self.clock()
+        super().make_flush(task)
+
     def finished(self, task: Task, now: float) -> None:
         work = self._work(task)
         if work.what is What.READ:
             self._recorder.read(work.position, task.data, work.begin, self.clock())
+        elif work.what is What.FLUSH:
+            self._recorder.flushed(work.begin, self.clock())
         elif work.what is What.WRITE:
+            self._over(work)
             if work.discard:
                 piece = self._recorder.piece(work.position)
                 piece.discard = work.value
@@ -297,17 +129,24 @@ class VerifyingStream(Stream):
     def given_up(self, task: Task, now: float) -> None:
         """What is sent again is a new operation; of the old one it may not be known whether it happened."""
         work = self._work(task)
-        if work.what is None:
-            return
-        if work.what is What.READ or _not_executed(task):
-            self._recorder.never_happened(work.position)
-            if work.discard:
-                self._recorder.piece(work.position).discarding = False
-        else:
+        executed = not _not_executed(task)
+        if work.what is What.WRITE and executed:
             if work.discard:
                 piece = self._recorder.piece(work.position)
                 piece.discarding, piece.tainted = False, True
-            self._recorder.wrote(work.position, work.value, work.begin, inf)
+            work.earlier.append(self._recorder.may_have_written(work.position, work.value, work.begin))
+        elif work.what in (What.READ, What.WRITE):
+            self._recorder.never_happened(work.position)
+            if work.discard:
+                self._recorder.piece(work.position).discarding = False
+        if executed and (task.status != scsi.NO_STATUS or task.failure not in (None, Failure.PATH_LOST)):
+            self._over(work)
+
+    def _over(self, work: _Work) -> None:
+        """The target has answered: what was sent before in the place of this command can no longer happen."""
+        for maybe in work.earlier:
+            maybe.until = self.clock()
+        work.earlier.clear()
 
     def again(self, task: Task, now: float) -> None:
         self._renew(task)
@@ -315,7 +154,9 @@ class VerifyingStream(Stream):
 
     def _renew(self, task: Task) -> None:
         work = self._work(task)
-        if work.what is None:
+        if work.what is What.FLUSH:
+            work.begin = self.clock()
+        if work.what not in (What.READ, What.WRITE):
             return
         discard = work.discard
         self._begins(task, work.position, work.what)
@@ -355,6 +196,7 @@ class VerifyingStream(Stream):
         if position is None or self.path.failed is not None:
             self._rest(task)
             return
+        self._forget(task)
         self.make_read(task, position)
         task.started = now
         self.path.enqueue(task)
@@ -368,4 +210,4 @@ def _not_executed(task: Task) -> bool:
     return sense is not None and sense.key in (UNIT_ATTENTION, NOT_READY)
 
 
-__all__ = ["Recorder", "VerifyingStream", "Violation"]
+__all__ = ["Recorder", "VerifyingStream"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -9,13 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from initiator_sim.chap import Credentials
-from initiator_sim.checker import Recorder, VerifyingStream
+from initiator_sim.checker import VerifyingStream
 from initiator_sim.client import Initiator
 from initiator_sim.measure import Interval, Meter
 from initiator_sim.nexus import Event, Kind
 from initiator_sim.path import Path
 from initiator_sim.personalities import Personality
 from initiator_sim.reactor import Reactor
+from initiator_sim.recorder import Recorder
 from initiator_sim.workload import Plan, Stream, Tally
 
 LOGINS_AT_ONCE: Final = 64
@@ -26,7 +28,10 @@ MESSAGES_MAX: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What a run is to do. portals: tried in turn by the sessions; keys None = the personality's."""
+    """What a run is to do. portals: tried in turn by the sessions; keys None = the personality's.
+
+    crashes: a verified run in which the target may lose what was not flushed; `Fleet.target_crashed` says when.
+    """
 
     portals: tuple[str, ...]
     iqn: str
@@ -41,6 +46,7 @@ class Assignment:
     keys: tuple[tuple[str, str], ...] | None = None
     hang_s: float = HANG_S
     verify: bool = False
+    crashes: bool = False
 
 
 class Fleet:
@@ -82,7 +88,9 @@ class Fleet:
         self._check(assignment.plan)
         if assignment.verify:
             io_blocks = assignment.plan.block_bytes // self.disk_block_bytes
-            self.recorder = Recorder(assignment.iqn, io_blocks, self.disk_block_bytes)
+            self.recorder = Recorder(
+                assignment.iqn, io_blocks, self.disk_block_bytes, secrets.randbits(32), assignment.crashes
+            )
         gate = asyncio.Semaphore(LOGINS_AT_ONCE)
 
         async def connect(path: Path) -> None:
@@ -134,6 +142,8 @@ class Fleet:
             raise ValueError(f"the disk has blocks of {self.disk_block_bytes} bytes: no I/O of {plan.block_bytes}")
         if self.disk_blocks * self.disk_block_bytes < plan.block_bytes:
             raise ValueError("the disk is smaller than one I/O")
+        if self.assignment.crashes and plan.discard_share:
+            raise ValueError("discards cannot be verified across crashes: all of them read as the same zeros")
 
     async def work(self, on_interval: Callable[[Interval], None] | None = None) -> None:
         gc.collect()
@@ -157,6 +167,11 @@ class Fleet:
         self.meter.close_interval(time.perf_counter())
         if self.recorder is not None and not self.hung:
             await self._read_back(self.recorder)
+
+    def target_crashed(self) -> None:
+        """The target is dead at this instant, and what it had not flushed may be lost. ValueError without `crashes`."""
+        if self.recorder is not None:
+            self.recorder.crashed(Stream.clock())
 
     @property
     def _worth_going_on(self) -> bool:

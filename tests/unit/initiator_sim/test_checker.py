@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from math import inf
-
 import pytest
 
 from initiator_sim.blocks import Stamp, Stamper
-from initiator_sim.checker import FOLD_AT, Recorder
 from initiator_sim.history import What
+from initiator_sim.recorder import FOLD_AT, Maybe, Recorder
 
 BLOCK = 512
 BLOCKS = 4
@@ -17,8 +15,9 @@ BLOCKS = 4
 class Disk:
     """A recorder, and the content that a test lets a disk have. One operation after the other, a second each."""
 
-    def __init__(self) -> None:
-        self.recorder = Recorder("iqn.2026-01.org.example:disk", BLOCKS, BLOCK)
+    def __init__(self, crashes: bool = False) -> None:
+        self.recorder = Recorder("iqn.2026-01.org.example:disk", BLOCKS, BLOCK, 0x5EED, crashes)
+        self.maybes: list[Maybe] = []
         self.now = 0.0
         self.sequence = 0
 
@@ -30,10 +29,20 @@ class Disk:
     def write(self, position: int = 0, answered: bool = True) -> bytearray:
         self.sequence += 1
         self.recorder.begins(position, What.WRITE)
-        end = self.now + 1 if answered else inf
-        self.recorder.wrote(position, (1, self.sequence), self.now, end)
+        if answered:
+            self.recorder.wrote(position, (1, self.sequence), self.now, self.now + 1)
+        else:
+            self.maybes.append(self.recorder.may_have_written(position, (1, self.sequence), self.now))
         self.now += 2
         return self.content(position, self.sequence)
+
+    def flush(self) -> None:
+        self.recorder.flushed(self.now, self.now + 1)
+        self.now += 2
+
+    def crash(self) -> None:
+        self.recorder.crashed(self.now)
+        self.now += 2
 
     def read(self, content: bytes | bytearray, position: int = 0) -> None:
         self.recorder.begins(position, What.READ)
@@ -98,6 +107,73 @@ def test_blocks_of_two_writes_under_way_at_once_are_no_error() -> None:
     disk.read(one[: 2 * BLOCK] + other[2 * BLOCK :])
     disk.read(one)
     assert disk.judge() == []
+
+
+def test_a_write_without_an_answer_may_happen_late_until_it_is_known_to_be_over() -> None:
+    for over in (False, True):
+        disk = Disk()
+        ghost = disk.write(answered=False)
+        disk.read(disk.write())
+        if over:
+            disk.maybes[0].until = disk.now
+        disk.now += 1
+        disk.read(disk.write())
+        disk.read(ghost)
+        assert len(disk.judge()) == over
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_nothing_is_folded_while_something_can_still_happen(over: bool) -> None:
+    disk = Disk()
+    disk.write(answered=False)
+    if over:
+        disk.maybes[0].until = disk.now
+    for _ in range(2 * FOLD_AT):
+        disk.read(disk.write())
+    assert (disk.recorder.folded > 0) == over
+    assert disk.judge() == []
+
+
+def test_what_was_not_flushed_may_be_lost_in_a_crash_block_by_block() -> None:
+    disk = Disk(crashes=True)
+    first = disk.write()
+    disk.flush()
+    disk.read(disk.write())
+    second = disk.write()
+    disk.crash()
+    disk.read(second[: 2 * BLOCK] + first[2 * BLOCK :])
+    assert disk.judge() == []
+    assert disk.recorder.folded == 0
+
+
+@pytest.mark.parametrize("flushes", [1, 3])
+def test_what_was_flushed_must_survive_every_crash(flushes: int) -> None:
+    disk = Disk(crashes=True)
+    disk.crash()
+    first = disk.write()
+    disk.flush()
+    disk.write()
+    for _ in range(flushes):
+        disk.flush()
+    disk.crash()
+    disk.read(first)
+    [violation] = disk.judge()
+    assert "flush" in violation
+    assert "crash" in violation
+
+
+def test_a_flush_across_a_crash_keeps_nothing() -> None:
+    disk = Disk(crashes=True)
+    disk.write()
+    disk.crash()
+    disk.recorder.flushed(disk.now - 3, disk.now)
+    disk.read(bytes(BLOCKS * BLOCK))
+    assert disk.judge() == []
+
+
+def test_an_unexpected_crash_is_refused() -> None:
+    with pytest.raises(ValueError, match="without crashes"):
+        Disk().crash()
 
 
 def test_a_block_torn_within() -> None:
