@@ -69,6 +69,7 @@ class Commands(Sequencer):
         self._counters: Counters
         self._block_size = 0
         self._read_max = 0
+        self._immediate_max = 0
         self._waiting: deque[Task] = deque()
         self._executing = 0
         self._executing_bytes = 0
@@ -95,6 +96,7 @@ class Commands(Sequencer):
             self._nexus = session.nexus
             self._counters = session.counters
             self._read_max = min(self.parameters.max_send_data_segment_length, self.parameters.max_burst_length)
+            self._immediate_max = self.parameters.first_burst_length if self.parameters.immediate_data else 0
 
     def try_hot(self, header: RawHeader, pdu: "Pdu") -> bool:
         """Serve a plain READ or WRITE of cached, unlocked, local blocks; False = nothing was done.
@@ -117,8 +119,9 @@ class Commands(Sequencer):
         into = None
         # An ORDERED command takes the slow way, so the attribute (the low bits) must be untagged or SIMPLE.
         if is_write:
-            # F and W, no R, and all data must be immediate.
-            if lengths != expected or flags & 0xE6 != 0xA0 or not self._nexus.may_write:
+            # F and W, no R, and all data must be immediate, within what was agreed.
+            most = self._immediate_max
+            if lengths != expected or expected > most or flags & 0xE6 != 0xA0 or not self._nexus.may_write:
                 return False
             if not device.try_write(lba, blocks, pdu.data):
                 self._write_later(header, pdu)

@@ -76,8 +76,7 @@ def test_numbers_grow_by_the_rules(directory: OneTarget) -> None:
 def test_reads_are_cut_to_the_initiators_limits(directory: OneTarget, device: PausedDevice) -> None:
     async def scenario() -> None:
         driver = await logged_in(directory, ("MaxRecvDataSegmentLength", "1024"), ("MaxBurstLength", "2048"))
-        driver.command(write_16(0, 10), pattern(10), write=10 * BLOCK)
-        await driver.settle()
+        await device.write(0, pattern(10))
         driver.command(read_16(0, 10), read=10 * BLOCK)
         answers = await driver.settle()
         assert [header.data_segment_length for header, _ in answers] == [1024] * 5
@@ -85,6 +84,25 @@ def test_reads_are_cut_to_the_initiators_limits(directory: OneTarget, device: Pa
         assert [header.status_present for header, _ in answers] == [False] * 4 + [True]
         assert [header.buffer_offset for header, _ in answers] == [0, 1024, 2048, 3072, 4096]
         assert b"".join(data for _, data in answers) == pattern(10)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("agreed", "length"), [(("ImmediateData", "No"), BLOCK), (("FirstBurstLength", "1024"), 3 * BLOCK)]
+)
+def test_immediate_data_beyond_what_was_agreed_is_not_written(
+    directory: OneTarget, device: PausedDevice, agreed: tuple[str, str], length: int
+) -> None:
+    async def scenario() -> None:
+        driver = await logged_in(directory, agreed)
+        assert driver.connection.hot
+        before = await device.read(8, length // BLOCK)
+        driver.command(write_16(8, length // BLOCK), pattern(length // BLOCK), write=length)
+        [(answer, sense)] = await driver.settle()
+        assert (answer.opcode, answer.status) == (opcodes.SCSI_RESPONSE, 2)
+        assert (sense[4] & 0x0F, sense[14], sense[15]) == (0x0B, 0x0C, 0x0C)  # RFC 7143 11.4.7.2
+        assert await device.read(8, length // BLOCK) == before
 
     asyncio.run(scenario())
 
