@@ -67,6 +67,7 @@ class Fleet:
         self.disk_block_bytes = 0
         self.recorder: Recorder | None = None
         self._start_monotonic_s = 0.0
+        self._finished = asyncio.Event()
 
     async def run(self, on_interval: Callable[[Interval], None] | None = None) -> None:
         """Log in, work, log out. Raises what the first login raises: LoginError, OSError, ScsiError, LookupError."""
@@ -91,6 +92,7 @@ class Fleet:
             self.recorder = Recorder(
                 assignment.iqn, io_blocks, self.disk_block_bytes, secrets.randbits(32), assignment.crashes
             )
+            self.recorder.on_violation = lambda text: self.finish()
         gate = asyncio.Semaphore(LOGINS_AT_ONCE)
 
         async def connect(path: Path) -> None:
@@ -155,7 +157,7 @@ class Fleet:
         deadline = time.perf_counter() + self.assignment.seconds
         try:
             while (left_s := deadline - time.perf_counter()) > 0 and self._worth_going_on:
-                await asyncio.sleep(min(INTERVAL_S, left_s))
+                await self._pause(min(INTERVAL_S, left_s))
                 interval = self.meter.close_interval(time.perf_counter())
                 if on_interval is not None:
                     on_interval(interval)
@@ -173,10 +175,20 @@ class Fleet:
         if self.recorder is not None:
             self.recorder.crashed(Stream.clock())
 
+    def finish(self) -> None:
+        """End the work before its time; what was written is still read once more."""
+        self._finished.set()
+
     @property
     def _worth_going_on(self) -> bool:
-        wrong_data = self.recorder is not None and self.recorder.violation_count
-        return not wrong_data and any(path.failed is None for path in self.paths)
+        return not self._finished.is_set() and any(path.failed is None for path in self.paths)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._finished.wait()
+        except TimeoutError:
+            pass
 
     async def _read_back(self, recorder: Recorder) -> None:
         """Read all that was written once more, then judge the whole history."""

@@ -24,6 +24,7 @@ class Fault(Enum):
     READ_ONLY = auto()  # StorageReadOnly
     DELAY = auto()  # done, but late
     TORN = auto()  # StorageFault after half of the write
+    CUT = auto()  # a write says that it is done, and only its first half is
     LOST = auto()  # a write or flush says that it is done, and is not
     STALE = auto()  # a read brings what was there before the last write
     MISPLACED = auto()  # a read or write goes 4096 bytes further (or before, at the end)
@@ -94,6 +95,9 @@ class FaultyFile:
             return False
         return self._file.try_read_into(offset_bytes, into)
 
+    def try_view(self, offset_bytes: int, length_bytes: int) -> memoryview | None:
+        return None  # whatever is read goes through the faults
+
     def try_write(self, offset_bytes: int, data: "Buffer") -> int:
         length = len(memoryview(data).cast("B"))
         if self._script.threatens("write", offset_bytes, length) or self._script.threatens(
@@ -133,6 +137,8 @@ class FaultyFile:
             raise StorageFault(offset_bytes + half, "writing failed half-way (by script)", True)
         if fault is Fault.LOST:
             return
+        if fault is Fault.CUT:
+            view = view[: len(view) // 2]
         if fault is Fault.MISPLACED:
             offset_bytes = self._misplaced(offset_bytes, len(view))
         self._file.write(offset_bytes, view, durable)

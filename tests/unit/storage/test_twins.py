@@ -104,6 +104,7 @@ def test_a_scripted_flush_failure_is_for_ever() -> None:
     "rule",
     [
         Rule("write", Fault.LOST, after=1),
+        Rule("write", Fault.CUT, after=1),
         Rule("write", Fault.MISPLACED, after=1),
         Rule("read", Fault.STALE),
         Rule("read", Fault.MISPLACED),
