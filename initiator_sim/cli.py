@@ -1,6 +1,8 @@
 """The `initiator-sim` command."""
 
+import asyncio
 import json
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
@@ -310,6 +312,14 @@ def _check_plot(file: Path) -> None:
 async def _run(assignment: Assignment, live: bool) -> dict[str, Any]:
     fleet = Fleet(assignment)
     console = Console(stderr=True)
+    loop = asyncio.get_running_loop()
+
+    def interrupted() -> None:
+        """The first Ctrl-C ends the work, with its report; the next one everything."""
+        loop.remove_signal_handler(signal.SIGINT)
+        fleet.finish()
+
+    loop.add_signal_handler(signal.SIGINT, interrupted)
     if live and console.is_terminal:
         with LiveView(fleet, console) as view:
             await fleet.run(view.interval)
