@@ -22,6 +22,12 @@ class AbsentDevice:
     def try_read_into(self, lba: int, blocks: int, into: memoryview) -> bool:
         return False
 
+    def try_view(self, lba: int, blocks: int) -> memoryview | None:
+        return None
+
+    def reread(self, lba: int, blocks: int, into: memoryview) -> None:
+        raise Unavailable(self.reason)
+
     def try_write(self, lba: int, blocks: int, data: "Buffer") -> bool:
         return False
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from san_target.session.connection import Connection
+from san_target.volume.device import VolumeError
 
 if TYPE_CHECKING:
     from san_target.server.portal import PortalServer
@@ -122,8 +123,12 @@ class PortalConnection:
             return
         self.connection.outgoing = []
         self.connection.answers = 0
-        if self._closed:
-            return
+        if not self._closed:
+            self._send(outgoing)
+        if self.connection.viewed:
+            self.connection.viewed.clear()
+
+    def _send(self, outgoing: list[bytes | memoryview]) -> None:
         if self._unsent:
             self._keep(outgoing, 0)
             return
@@ -137,22 +142,33 @@ class PortalConnection:
                 self._lost(error)
                 return
             if sent < sum(map(len, chunk)):
-                self._keep(outgoing[start:], sent)
-                self._loop.add_writer(self._socket, self._on_writable)
-                self._progress_s = time.monotonic()
+                if self._keep(outgoing[start:], sent):
+                    self._loop.add_writer(self._socket, self._on_writable)
+                    self._progress_s = time.monotonic()
                 return
         if self._server.serving is self:
             # Everything taken from the shared arena in this batch has left: other connections took nothing meanwhile.
             self._server.arena.used_bytes = 0
 
-    def _keep(self, buffers: list[bytes | memoryview], already_sent: int) -> None:
-        """Keep what the network did not take; its memory must then not be used by other connections."""
+    def _keep(self, buffers: list[bytes | memoryview], already_sent: int) -> bool:
+        """Keep what the network did not take; its memory must then not be used by other connections.
+
+        False: the connection had to end.
+        """
+        shown = {id(view): (lba, blocks) for view, lba, blocks in self.connection.viewed}
         views = []
         for buffer in buffers:
             view = memoryview(buffer)
             if already_sent >= len(view):
                 already_sent -= len(view)
                 continue
+            if id(buffer) in shown:
+                try:
+                    view = self._fetched(*shown[id(buffer)], len(view))
+                except VolumeError as error:
+                    # Its header may be on the way already: the initiator has to repeat the command.
+                    self.give_up(f"data that was being sent cannot be read: {error}")
+                    return False
             views.append(view[already_sent:])
             self._unsent_bytes += len(view) - already_sent
             already_sent = 0
@@ -167,6 +183,13 @@ class PortalConnection:
         self._unsent += views
         if self._unsent_bytes > server.limits.unsent_bytes_max:
             self._pause_reading()
+        return True
+
+    def _fetched(self, lba: int, blocks: int, size_bytes: int) -> memoryview:
+        """A copy of blocks that were to be sent from where they lie, which show later changes."""
+        into = self.arena.take(size_bytes) or memoryview(bytearray(size_bytes))
+        self.connection.reread(lba, blocks, into)
+        return into
 
     def close(self) -> None:
         """Send what is left, then end the stream; what still arrives is thrown away for a moment, so that the last

@@ -12,9 +12,9 @@ from san_target.scsi.command import CHECK_CONDITION, GOOD, HEAD_OF_QUEUE, ORDERE
 from san_target.scsi.hot import decode_read_write
 from san_target.scsi.logical_unit import execute_without_unit
 from san_target.scsi.sense import CheckCondition, Condition
-from san_target.session.sequencing import Sequencer
+from san_target.session.responses import Responses
 from san_target.session.tasks import Task
-from san_target.session.transfer import DataOutTransfer, Grants, residual_of, segments
+from san_target.session.transfer import DataOutTransfer, Grants
 from san_target.wire import hot, pdus
 from san_target.wire.ahs import ExtendedCdb, parse_ahs
 from san_target.wire.errors import PduError
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 # Answers per flush: enough to make a system call cheap, few enough that the initiator works while we do.
 ANSWERS_PER_FLUSH = 16
 LARGE_ANSWER_BYTES = 65536  # worth a system call of its own, and then its memory is still in the cache
+# From this size on, data is sent from where it lies. More of it at once spares the initiator wake-ups.
+VIEWED_BYTES_MIN = 65536
+VIEWED_BYTES_PER_FLUSH = 1 << 20
 IMMEDIATE_TASKS_MAX = 32
 _OTHER_DATA_IN_BYTES_MAX = 1 << 20  # of commands other than READ
 _READ, _WRITE = 0x40, 0x20
@@ -52,7 +55,7 @@ def _tags() -> Iterator[int]:
         yield from range(1, RESERVED_TAG)
 
 
-class Commands(Sequencer):
+class Commands(Responses):
     """The SCSI side of a connection. `session` is None before login and for discovery sessions stays without target."""
 
     def __init__(self, host: "Host", limits: "TargetLimits") -> None:
@@ -64,6 +67,8 @@ class Commands(Sequencer):
         self.turn_ends_s = 0.0
         self.logging_out = False  # no command is taken any more
         self.ending = False  # nothing is executed any more
+        # Buffers in `outgoing` that show blocks where they lie (view, LBA, blocks): sent before anything is changed.
+        self.viewed: list[tuple[memoryview, int, int]] = []
         self._device: BlockDevice
         self._nexus: Nexus
         self._counters: Counters
@@ -123,6 +128,8 @@ class Commands(Sequencer):
             most = self._immediate_max
             if lengths != expected or expected > most or flags & 0xE6 != 0xA0 or not self._nexus.may_write:
                 return False
+            if self.viewed:
+                self.host.flush()
             if not device.try_write(lba, blocks, pdu.data):
                 self._write_later(header, pdu)
                 return True
@@ -131,12 +138,15 @@ class Commands(Sequencer):
         else:
             if lengths or flags & 0xE6 != 0xC0 or not self._nexus.may_read or expected > self._read_max:
                 return False
-            into = self.host.arena.take(expected) or self._take_after_flush(expected)
-            if into is None:
-                return False
-            if not device.try_read_into(lba, blocks, into):
-                self.host.arena.give_back(expected)
-                return False
+            if expected >= VIEWED_BYTES_MIN and (into := device.try_view(lba, blocks)) is not None:
+                self.viewed.append((into, lba, blocks))
+            else:
+                into = self.host.arena.take(expected) or self._take_after_flush(expected)
+                if into is None:
+                    return False
+                if not device.try_read_into(lba, blocks, into):
+                    self.host.arena.give_back(expected)
+                    return False
             counters.reads += 1
             counters.bytes_read += expected
         counters.commands += 1
@@ -152,10 +162,20 @@ class Commands(Sequencer):
             self.outgoing += (hot.pack_read_answer(expected, itt, stat_sn, exp_cmd_sn, max_cmd_sn), into)
         self.answers += 1
         if self.answers >= ANSWERS_PER_FLUSH or expected >= LARGE_ANSWER_BYTES:
-            self.host.flush()
-            if self.turn_is_over():
-                self.received.close()
+            self._flush_after(expected)
         return True
+
+    def _flush_after(self, size_bytes: int) -> None:
+        """Send: there are many answers, or the last was large. Shown blocks wait until there is enough of them."""
+        if self.answers < ANSWERS_PER_FLUSH and 0 < len(self.viewed) * size_bytes < VIEWED_BYTES_PER_FLUSH:
+            return
+        self.host.flush()
+        if self.turn_is_over():
+            self.received.close()
+
+    def reread(self, lba: int, blocks: int, into: memoryview) -> None:
+        """For the shell: blocks in `viewed` again, as a copy. VolumeError."""
+        self._device.reread(lba, blocks, into)
 
     def turn_is_over(self) -> bool:
         """What is left of this receive has to wait: for other connections, or until the initiator takes its answers."""
@@ -393,7 +413,7 @@ class Commands(Sequencer):
             self._end(task)
             return
         self._forget(task)
-        self._respond(task, outcome)
+        self.respond(task, outcome)
         self._count(task, outcome)
         task.ended()
         if self.answers >= ANSWERS_PER_FLUSH:
@@ -436,61 +456,3 @@ class Commands(Sequencer):
         elif task.read_expected:
             counters.reads += 1
             counters.bytes_read += min(len(memoryview(outcome.data_in)), task.read_expected)
-
-    def _respond(self, task: Task, outcome: Outcome) -> None:
-        """Data-In and SCSI Response with residuals (RFC 7143 11.4.5, 11.7)."""
-        data = memoryview(outcome.data_in)
-        to_send = min(len(data), task.read_expected)
-        flags, residual = _residual(task, len(data))
-        # A bidirectional command reports two residuals, which only a SCSI Response can carry.
-        collapse = outcome.status == GOOD and not (task.write_expected and task.read_expected)
-        data_in_count = 0
-        for segment in segments(
-            to_send, self.parameters.max_send_data_segment_length, self.parameters.max_burst_length
-        ):
-            data_in_count += 1
-            with_status = collapse and segment.last
-            self.send(
-                hot.pack_data_in(
-                    (FINAL if segment.final else 0) | (hot.STATUS_PRESENT | flags if with_status else 0),
-                    outcome.status if with_status else 0,
-                    segment.length,
-                    task.itt,
-                    self.take_stat_sn() if with_status else self.stat_sn,
-                    self.exp_cmd_sn,
-                    self.max_cmd_sn,
-                    segment.data_sn,
-                    segment.offset,
-                    residual if with_status else 0,
-                ),
-                data[segment.offset : segment.offset + segment.length],
-            )
-        if data_in_count and collapse:
-            return
-        bidirectional = 0
-        if task.write_expected and task.read_expected:
-            read_flags, bidirectional = residual_of(len(data), task.read_expected)
-            flags |= read_flags << 2
-        sense = len(outcome.sense).to_bytes(2, "big") + outcome.sense if outcome.sense else b""
-        self.send(
-            hot.pack_scsi_response(
-                task.itt,
-                self.take_stat_sn(),
-                self.exp_cmd_sn,
-                self.max_cmd_sn,
-                status=outcome.status,
-                flags=flags,
-                data_segment_length=len(sense),
-                exp_data_sn=data_in_count or (task.transfer.r2t_count if task.transfer is not None else 0),
-                bidirectional_residual=bidirectional,
-                residual=residual,
-            ),
-            sense,
-        )
-
-
-def _residual(task: Task, data_in_bytes: int) -> tuple[int, int]:
-    """The residual of the write direction if there is one, else of the read direction."""
-    if task.write_expected or task.write_wanted:
-        return residual_of(task.write_wanted, task.write_expected)
-    return residual_of(data_in_bytes, task.read_expected)

@@ -124,6 +124,8 @@ class Connection(Commands):
                 header = hot.HEADER.unpack(pdu.bhs)
                 if header[0] == SCSI_COMMAND and self.hot and self.try_hot(header, pdu):
                     continue
+                if self.viewed:
+                    self.host.flush()
                 if self.trace is not None:
                     self.trace("in", pdu.bhs)
                 self._dispatch(pdu)
@@ -157,14 +159,16 @@ class Connection(Commands):
 
     def _on_unknown(self, pdu: Pdu) -> None:
         if self.stage is Stage.LOGIN:
-            self.fail("a PDU with an unknown opcode before login")
+            self._out_of_stage(pdu)
         else:
             # RFC 7143 7.11.2: the opcode says nothing of a CmdSN, so none is taken.
             self._refuse_pdu(REJECT_COMMAND_NOT_SUPPORTED, pdu)
 
     def _out_of_stage(self, pdu: Pdu) -> None:
         if self.stage is Stage.LOGIN:
-            # RFC 7143 6.3.1: nothing but Login Requests before the full feature phase.
+            # RFC 7143 4.2.4: nothing but Login Requests; within a login there is an answer to anything else.
+            if self._login_begun and not self._login_busy:
+                self.send_status(LOGIN_RESPONSE, **self._login.interrupted().header())
             self.fail(f"opcode 0x{pdu.bhs[0] & OPCODE_MASK:02x} before login")
         elif self.stage is not Stage.LOGGING_OUT:
             self._refuse_pdu(REJECT_PROTOCOL_ERROR, pdu)
@@ -199,21 +203,7 @@ class Connection(Commands):
         if self.stage is not Stage.LOGIN:
             return
         self._login_busy = False
-        self.send_status(
-            LOGIN_RESPONSE,
-            response.data,
-            transit=response.transit,
-            continue_=response.continue_,
-            current_stage=response.current_stage,
-            next_stage=response.next_stage,
-            version_max=response.version_max,
-            version_active=response.version_active,
-            isid=response.isid,
-            tsih=response.tsih,
-            initiator_task_tag=response.itt,
-            status_class=response.status_class,
-            status_detail=response.status_detail,
-        )
+        self.send_status(LOGIN_RESPONSE, response.data, **response.header())
         self._redirected = response.status_class == 1
         if self._login.failed:
             self.fail(f"login answered 0x{response.status_class:02x}{response.status_detail:02x}: {self._login.reason}")

@@ -61,7 +61,10 @@ class Host(Protocol):
     def unsent_bytes(self) -> int: ...
 
     def flush(self) -> None:
-        """Take over `connection.outgoing` and send as much as the network takes now."""
+        """Take over `connection.outgoing` and send as much as the network takes now.
+
+        What it does not take of the buffers in `connection.viewed` is copied, since they show later changes.
+        """
         ...
 
     def wake(self) -> None:

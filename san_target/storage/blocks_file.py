@@ -15,6 +15,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from san_target.storage.interface import FileExtent, StorageError, StorageFault, StorageFull, StorageReadOnly
+from san_target.storage.mapping import Mapping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,6 +68,8 @@ class SparseFile:
         "_failure",
         "_hot_descriptor",
         "_hot_flags",
+        "_is_mappable",
+        "_mapping",
         "_plain_reads",
         "_plain_writes",
         "_resume_ns",
@@ -86,6 +89,8 @@ class SparseFile:
         self._plain_writes = False
         self._resume_ns = 0
         self._failure = ""
+        self._mapping: Mapping | None = None
+        self._is_mappable = True
 
     @classmethod
     def create(cls, path: "Path", size_bytes: int) -> "SparseFile":
@@ -114,6 +119,18 @@ class SparseFile:
                 self._plain_reads = True
                 return self._try_read_plainly(offset_bytes, into)
             return False
+
+    def try_view(self, offset_bytes: int, length_bytes: int) -> memoryview | None:
+        mapping = self._mapping
+        if mapping is None or mapping.size_bytes != self.size_bytes:
+            if self._hot_descriptor < 0 or not self._is_mappable:
+                return None
+            try:
+                mapping = self._mapping = Mapping(self._descriptor, self.size_bytes)
+            except (OSError, ValueError):
+                self._is_mappable = False  # an address space that is limited, a file system that maps nothing
+                return None
+        return mapping.view(offset_bytes, length_bytes)
 
     def try_write(self, offset_bytes: int, data: "Buffer") -> int:
         if self._plain_writes:
@@ -272,6 +289,7 @@ class SparseFile:
 
     def resize(self, size_bytes: int) -> None:
         self._refuse_if_failed(size_bytes, writing=True)
+        self._mapping = None
         try:
             os.ftruncate(self._descriptor, size_bytes)
         except OSError as error:
@@ -286,6 +304,7 @@ class SparseFile:
         if not self._failure:
             self._failure = reason
         self._hot_descriptor = -1
+        self._mapping = None
 
     def close(self) -> None:
         """No other call may be under way. Closing twice is harmless."""

@@ -54,6 +54,9 @@ class CheckedFile:
         self._compare(offset_bytes, memoryview(data))
         return data
 
+    def try_view(self, offset_bytes: int, length_bytes: int) -> memoryview | None:
+        return None  # whatever is read is compared first
+
     def try_write(self, offset_bytes: int, data: "Buffer") -> int:
         view = memoryview(data).cast("B")
         self._forget(offset_bytes, len(view))

@@ -56,6 +56,13 @@ class BlocksFile(Protocol):
         """Fill `into` (a view of bytes) without waiting, or return False with `into` undefined. Never raises."""
         ...
 
+    def try_view(self, offset_bytes: int, length_bytes: int) -> memoryview | None:
+        """The bytes themselves, read-only, for a system call and at once: they show every later change. Never raises.
+
+        None: not all of them are cached, or this file does not show its bytes.
+        """
+        ...
+
     def try_write(self, offset_bytes: int, data: "Buffer") -> int:
         """Write without waiting; the number of bytes written, from the front. Never raises.
 

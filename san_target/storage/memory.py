@@ -92,6 +92,9 @@ class MemoryFile:
 
     # Writing ----------------------------------------------------------------------------------------------------------
 
+    def try_view(self, offset_bytes: int, length_bytes: int) -> memoryview | None:
+        return None  # it has no bytes in one piece
+
     def try_write(self, offset_bytes: int, data: "Buffer") -> int:
         view = memoryview(data).cast("B")
         if self._failure:

@@ -61,6 +61,18 @@ class BlockDevice(Protocol):
         """Fill `into` (exactly blocks * block_size bytes) without waiting, or return False with `into` undefined."""
         ...
 
+    def try_view(self, lba: int, blocks: int) -> memoryview | None:
+        """The blocks where they lie, read-only, to be sent without a copy; None: `try_read_into` may do better.
+
+        The view shows every later change, so it is handed to the network before anything else is done, in the same
+        turn of the event loop; what the network does not take is fetched again with `reread`.
+        """
+        ...
+
+    def reread(self, lba: int, blocks: int, into: memoryview) -> None:
+        """Fill `into` with blocks that `try_view` has just shown. VolumeError."""
+        ...
+
     def try_write(self, lba: int, blocks: int, data: "Buffer") -> bool:
         """Write without waiting (data: exactly blocks * block_size bytes), or return False.
 

@@ -81,6 +81,18 @@ class LocalBlocks:
             return False
         return self._file.try_read_into(lba * self.block_size, into)
 
+    def try_view(self, lba: int, blocks: int) -> memoryview | None:
+        if not self.router.serves(lba, blocks) or self.locks.conflicts(lba, blocks, False):
+            return None
+        return self._file.try_view(lba * self.block_size, blocks * self.block_size)
+
+    def reread(self, lba: int, blocks: int, into: memoryview) -> None:
+        # On the event loop: the pages were cached when they were shown, microseconds ago.
+        try:
+            self._file.read_into(lba * self.block_size, into)
+        except StorageError as error:
+            raise self._meaning(error) from error
+
     def try_write(self, lba: int, blocks: int, data: "Buffer") -> bool:
         if lba + blocks > self.blocks:
             raise AssertionError(f"a write to blocks {lba}+{blocks} of {self.blocks}")

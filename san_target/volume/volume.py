@@ -125,6 +125,12 @@ class Volume:
             return self._file_try_read_into(lba * self.block_size, into)
         return self._local.try_read_into(lba, blocks, into)
 
+    def try_view(self, lba: int, blocks: int) -> memoryview | None:
+        return self._local.try_view(lba, blocks)
+
+    def reread(self, lba: int, blocks: int, into: memoryview) -> None:
+        self._local.reread(lba, blocks, into)
+
     def try_write(self, lba: int, blocks: int, data: "Buffer") -> bool:
         return self._local.try_write(lba, blocks, data)
 

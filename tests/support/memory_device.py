@@ -56,6 +56,12 @@ class MemoryDevice:
         into[:] = self._get(lba, blocks)
         return True
 
+    def try_view(self, lba: int, blocks: int) -> memoryview | None:
+        return None
+
+    def reread(self, lba: int, blocks: int, into: memoryview) -> None:
+        into[:] = self._get(lba, blocks)
+
     def try_write(self, lba: int, blocks: int, data: Buffer) -> bool:
         self._check(lba, blocks)
         assert len(memoryview(data)) == blocks * self._block_size

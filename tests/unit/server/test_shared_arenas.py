@@ -15,6 +15,7 @@ from san_target.scsi.services import Services
 from san_target.server import portal_connection
 from san_target.server.portal import PortalServer
 from san_target.session.parameters import TargetLimits
+from san_target.volume.device import MediumError
 from san_target.wire import opcodes, pdus
 from san_target.wire.text import encode_pairs
 from tests.support.memory_device import MemoryDevice
@@ -39,7 +40,7 @@ def content(lba: int, blocks: int) -> bytes:
 
 
 @asynccontextmanager
-async def portal() -> AsyncIterator[tuple[PortalServer, tuple[str, int]]]:
+async def portal(device: MemoryDevice | None = None) -> AsyncIterator[tuple[PortalServer, tuple[str, int]]]:
     async def save(record: object) -> None:
         del record
 
@@ -50,7 +51,7 @@ async def portal() -> AsyncIterator[tuple[PortalServer, tuple[str, int]]]:
         now=lambda: 0.0,
         sleep=asyncio.sleep,
     )
-    unit = LogicalUnit(Numbered(1 << 20), Identity("0" * 31 + "1", IQN, name="test"), services=services)
+    unit = LogicalUnit(device or Numbered(1 << 20), Identity("0" * 31 + "1", IQN, name="test"), services=services)
     server = PortalServer(OneTarget(unit), TargetLimits())
     try:
         address = await server.start("127.0.0.1", 0)
@@ -149,6 +150,101 @@ def test_slow_readers_get_what_they_asked_for(monkeypatch: pytest.MonkeyPatch, l
                 await asyncio.gather(*(client.check(starts[client]) for client in clients))
             assert server.arenas_lent == 0
             for client in clients:
+                client.socket.close()
+
+    run(body)
+
+
+class Shown(MemoryDevice):
+    """Shows its blocks where they lie, as a file does that is in the cache."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__(blocks)
+        self.bytes = bytearray(blocks * BLOCK)
+        self.lost = False
+
+    def _range(self, lba: int, blocks: int) -> slice:
+        return slice(lba * BLOCK, (lba + blocks) * BLOCK)
+
+    def try_view(self, lba: int, blocks: int) -> memoryview | None:
+        return memoryview(self.bytes)[self._range(lba, blocks)].toreadonly()
+
+    def reread(self, lba: int, blocks: int, into: memoryview) -> None:
+        if self.lost:
+            raise MediumError(lba, "lost in the last instant")
+        into[:] = self.bytes[self._range(lba, blocks)]
+
+    def try_write(self, lba: int, blocks: int, data: Any) -> bool:
+        self.bytes[self._range(lba, blocks)] = data
+        return True
+
+
+LARGE = 256  # blocks: 128 KiB
+
+
+def large_read(client: Client, lba: int) -> bytes:
+    return client.command(struct.pack(">BBQIBB", 0x88, 0, lba, LARGE, 0, 0), LARGE * BLOCK)
+
+
+def small_write(client: Client, lba: int, data: bytes) -> bytes:
+    tag = client.cmd_sn
+    client.cmd_sn += 1
+    return (
+        pdus.build(
+            opcodes.SCSI_COMMAND,
+            len(data),
+            final=True,
+            write=True,
+            attribute=1,
+            initiator_task_tag=tag,
+            expected_data_transfer_length=len(data),
+            cmd_sn=tag - 1,
+            cdb=struct.pack(">BBQIBB", 0x8A, 0, lba, len(data) // BLOCK, 0, 0),
+        )
+        + data
+    )
+
+
+def test_data_sent_from_where_it_lies_is_what_it_was_when_it_was_read() -> None:
+    """A younger write changes neither what is to be sent in the same batch, nor what the network has not taken yet."""
+
+    async def body() -> None:
+        device = Shown(LARGE * 8)
+        device.bytes[:] = b"o" * len(device.bytes)
+        async with portal(device) as (_server, address):
+            first, second = Client(1), Client(2)
+            await first.login(address)
+            await second.login(address)
+            # One batch: the reads are older than the write between them.
+            await first.send(large_read(first, 0) + small_write(first, 0, b"n" * BLOCK) + large_read(first, 0))
+            await asyncio.sleep(0.05)
+            await second.send(small_write(second, LARGE - 1, b"m" * BLOCK))
+            assert (await second.receive())[0].status == 0
+            header, data = await first.receive()
+            assert (header.opcode, data) == (opcodes.DATA_IN, b"o" * LARGE * BLOCK)
+            assert (await first.receive())[0].status == 0
+            data = (await first.receive())[1]
+            assert data == b"n" * BLOCK + b"o" * (LARGE - 1) * BLOCK
+            for client in (first, second):
+                client.socket.close()
+
+    run(body)
+
+
+def test_data_that_is_lost_while_it_is_sent_ends_the_connection_and_no_other() -> None:
+    async def body() -> None:
+        device = Shown(LARGE * 8)
+        device.lost = True
+        async with portal(device) as (_server, address):
+            first, second = Client(1), Client(2)
+            await first.login(address)
+            await second.login(address)
+            await first.send(b"".join(large_read(first, 0) for _ in range(8)))
+            with pytest.raises((AssertionError, ConnectionError)):
+                await first.exactly(8 * (48 + LARGE * BLOCK))
+            await second.send(small_write(second, 0, b"m" * BLOCK))
+            assert (await second.receive())[0].status == 0
+            for client in (first, second):
                 client.socket.close()
 
     run(body)
