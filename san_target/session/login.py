@@ -125,6 +125,22 @@ class LoginResponse:
     status_detail: int = 0
     data: bytes = b""
 
+    def header(self) -> dict[str, object]:
+        """The fields of its header."""
+        return {
+            "transit": self.transit,
+            "continue_": self.continue_,
+            "current_stage": self.current_stage,
+            "next_stage": self.next_stage,
+            "version_max": self.version_max,
+            "version_active": self.version_active,
+            "isid": self.isid,
+            "tsih": self.tsih,
+            "initiator_task_tag": self.itt,
+            "status_class": self.status_class,
+            "status_detail": self.status_detail,
+        }
+
 
 @dataclass(slots=True)
 class LoginResult:
@@ -217,6 +233,11 @@ class Login:
             return self._refuse(request, LoginStatus.INITIATOR_ERROR, error)
         except AuthenticationError as error:
             return self._refuse(request, LoginStatus.AUTHENTICATION_FAILURE, error)
+
+    def interrupted(self) -> LoginResponse:
+        """The response to another PDU than a Login Request, after the first of those was answered."""
+        status = LoginStatus.INVALID_DURING_LOGIN
+        return self._refuse(self._the_first, status, LoginRefused(status, "another PDU during login"))
 
     def _refuse(
         self, request: LoginRequest, status: LoginStatus, reason: Exception, data: bytes = b""

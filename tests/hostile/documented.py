@@ -106,9 +106,10 @@ SENSE: Final = {
 }
 """SPC-4 annex F; the three of ABORTED COMMAND with RFC 7143 11.4.7.2."""
 
+INVALID_DURING_LOGIN: Final = 0x020B
+
 CLOSE_REASONS: Final = {
     r"opcode 0x[0-9a-f]{2} before login": "another PDU than a Login Request before login",
-    r"a PDU with an unknown opcode before login": "an unknown opcode before login",
     r"a Login Request before the last one was answered": "Login Requests sent without waiting",
     r"login answered 0x[0-9a-f]{4}: .*": "after a Login Response with another status than success",
     r"login took too long": "login takes longer than 15 s",

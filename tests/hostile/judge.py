@@ -210,8 +210,9 @@ class Judge:
         return f"Reject {reason:#04x} {documented.REJECT_REASONS[reason]}"
 
     def _on_login_response(self, answer: Answer) -> str:
-        self._answers(answer)
         status = int.from_bytes(answer.bhs[36:38], "big")
+        if status != documented.INVALID_DURING_LOGIN or self._requests[answer.word(16)]:
+            self._answers(answer)  # else it is about another PDU than a Login Request
         assert status in documented.LOGIN_STATUSES, f"login status {status:#06x}"
         transit, stages = answer.bhs[1] & 0x80, answer.bhs[1] & 0x0F
         tsih = int.from_bytes(answer.bhs[14:16], "big")

@@ -74,6 +74,24 @@ def test_nothing_but_login_before_login(directory: OneTarget, opcode: int) -> No
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("opcode", [opcodes.SCSI_COMMAND, opcodes.NOP_OUT, opcodes.LOGOUT_REQUEST, 0x0B])
+def test_another_pdu_within_a_login_is_told_so(directory: OneTarget, opcode: int) -> None:
+    async def scenario() -> None:
+        driver = Driver(directory)
+        keys = encode_pairs([("InitiatorName", INITIATOR), ("TargetName", IQN), ("AuthMethod", "None")])
+        fields = {"isid": driver.isid, "initiator_task_tag": 5}
+        driver.send(opcodes.LOGIN_REQUEST, keys, in_order=False, transit=True, next_stage=1, **fields)
+        [(answer, _)] = await driver.settle()
+        assert (answer.status_class, answer.next_stage) == (0, 1)
+        driver.feed(bytes([opcode]) + bytes(47))
+        [(answer, _)] = driver.answers()
+        assert (answer.opcode, answer.status_class, answer.status_detail) == (opcodes.LOGIN_RESPONSE, 2, 0x0B)
+        assert (bytes(answer.isid), answer.initiator_task_tag) == (driver.isid, 5)
+        assert driver.connection.stage is Stage.CLOSED
+
+    asyncio.run(scenario())
+
+
 def test_logout_is_answered_when_open_commands_have_ended(directory: OneTarget, device: PausedDevice) -> None:
     async def scenario() -> None:
         driver = await logged_in(directory)
