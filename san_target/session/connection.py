@@ -168,7 +168,7 @@ class Connection(Commands):
         if self.stage is Stage.LOGIN:
             # RFC 7143 4.2.4: nothing but Login Requests; within a login there is an answer to anything else.
             if self._login_begun and not self._login_busy:
-                self.send_status(LOGIN_RESPONSE, **self._login.interrupted().header())
+                self.send_status(LOGIN_RESPONSE, b"", **self._login.interrupted().header())
             self.fail(f"opcode 0x{pdu.bhs[0] & OPCODE_MASK:02x} before login")
         elif self.stage is not Stage.LOGGING_OUT:
             self._refuse_pdu(REJECT_PROTOCOL_ERROR, pdu)
@@ -315,6 +315,8 @@ class Connection(Commands):
             pdus.lun_to_int(header.lun),
             header.referenced_task_tag,
             self.parameters.iscsi_protocol_level,
+            header.ref_cmd_sn,
+            header.cmd_sn,
         )
 
         def respond(response: int) -> None:

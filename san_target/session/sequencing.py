@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _PADDING: Final = (b"", b"\0\0\0", b"\0\0", b"\0")
 _MASK: Final = 0xFFFFFFFF
+_HALF: Final = 1 << 31
 
 
 class Sequencer:
@@ -40,7 +41,7 @@ class Sequencer:
         self.header_digest = False
         self.data_digest = False
         self.trace: Callable[[str, bytes], None] | None = None
-        self.held: dict[int, Pdu] = {}
+        self.held: dict[int, Pdu | None] = {}  # CmdSN -> the command; None: it is over before it came
         self.held_bytes = 0
 
     def start_sequences(self, cmd_sn: int, exp_stat_sn: int) -> None:
@@ -120,8 +121,33 @@ class Sequencer:
 
     def next_held(self) -> Pdu | None:
         """The held command whose turn has come, already admitted."""
-        pdu = self.held.pop(self.exp_cmd_sn, None) if self.held else None
-        if pdu is not None:
-            self.held_bytes -= len(pdu.data)
+        while self.held and self.exp_cmd_sn in self.held:
+            pdu = self.held.pop(self.exp_cmd_sn)
             self.exp_cmd_sn = self.exp_cmd_sn + 1 & _MASK
-        return pdu
+            if pdu is not None:
+                self.held_bytes -= len(pdu.data)
+                return pdu
+            self.command_ended()
+        return None
+
+    def is_to_come(self, cmd_sn: int, before: int, itt: int) -> bool:
+        """Is this the CmdSN of a command that has not had its turn, within the window and below `before`?
+
+        True too where that command is here, held, if it has this task tag.
+        """
+        ahead, window = cmd_sn - self.exp_cmd_sn & _MASK, self.max_cmd_sn - self.exp_cmd_sn + 1 & _MASK
+        if ahead >= window or not 0 < before - cmd_sn & _MASK < _HALF:
+            return False
+        held = self.held.get(cmd_sn)
+        return held is None or HEADER.unpack(held.bhs)[5] == itt
+
+    def take_as_received(self, cmd_sn: int) -> None:
+        """A command of which `is_to_come` is true is over: its CmdSN is used up, and it is ignored if it comes."""
+        held = self.held.get(cmd_sn)
+        if held is not None:
+            self.held_bytes -= len(held.data)
+        if cmd_sn != self.exp_cmd_sn:
+            self.held[cmd_sn] = None
+        else:
+            self.exp_cmd_sn = cmd_sn + 1 & _MASK
+            self.command_ended()

@@ -37,12 +37,14 @@ _BUS_DEVICE_RESET = (0x29, 0x03)
 
 
 class Request(NamedTuple):
-    """What a Task Management Function Request asks; lun None = no such logical unit form."""
+    """What a Task Management Function Request asks; lun None = no such logical unit form. cmd_sn: its own."""
 
     function: int
     lun: int | None
     referenced_tag: int
     protocol_level: int
+    referenced_cmd_sn: int
+    cmd_sn: int
 
 
 class Answer(NamedTuple):
@@ -98,10 +100,13 @@ def _all_tasks(connection: "Connection") -> tuple[tuple["Connection", Task], ...
 
 def _abort_task(connection: "Connection", request: Request) -> Answer:
     task = connection.tasks.get(request.referenced_tag)
-    if task is None or task.command.lun != request.lun:
-        # RFC 7143 11.6.1: with one connection, a command that was sent before this request has arrived before it.
-        return Answer(TASK_DOES_NOT_EXIST)
-    return Answer(FUNCTION_COMPLETE, ((connection, task),))
+    if task is not None and task.command.lun == request.lun:
+        return Answer(FUNCTION_COMPLETE, ((connection, task),))
+    cmd_sn = request.referenced_cmd_sn
+    if task is None and connection.is_to_come(cmd_sn, request.cmd_sn, request.referenced_tag):
+        # RFC 7143 11.6.1: the request has overtaken the command, which was lost or waits behind one that was.
+        return Answer(FUNCTION_COMPLETE, (), lambda: connection.take_as_received(cmd_sn))
+    return Answer(TASK_DOES_NOT_EXIST)
 
 
 def _abort_task_set(connection: "Connection", request: Request) -> Answer:

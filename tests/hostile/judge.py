@@ -103,6 +103,8 @@ class Judge:
             takes_number = not bhs[0] & 0x40 and stage in _NUMBERED.get(bhs[0] & 0x3F, ())
             if takes_number:
                 self._take_number(int.from_bytes(bhs[24:28], "big"), len(pdu.data))
+            elif stage is Stage.FULL_FEATURE and bhs[0] == 0x40 | opcodes.TASK_MANAGEMENT_REQUEST:
+                self._abort_before_it_came(bhs)
             yield pdu
             if self._expected is not None and connection.stage in _BOTH:
                 assert connection.exp_cmd_sn == self._expected, (
@@ -132,10 +134,28 @@ class Judge:
             if cmd_sn in connection.held or connection.held_bytes + data_bytes <= self._limits.buffered_bytes_max:
                 self._ahead.add(cmd_sn)
             return
-        self._expected = cmd_sn + 1 & _MASK
+        self._ahead.add(cmd_sn)
+        self._move_on()
+
+    def _move_on(self) -> None:
+        assert self._expected is not None
         while self._expected in self._ahead:
             self._ahead.discard(self._expected)
             self._expected = self._expected + 1 & _MASK
+
+    def _abort_before_it_came(self, bhs: bytes) -> None:
+        """An ABORT TASK of a command that has not had its turn uses up its CmdSN (RFC 7143 11.6.1)."""
+        connection = self._connection
+        assert self._expected is not None
+        tag, cmd_sn, named = (int.from_bytes(bhs[at : at + 4], "big") for at in (20, 24, 32))
+        if bhs[1] & 0x7F != opcodes.ABORT_TASK or pdus.lun_to_int(bhs[8:16]) != 0 or tag in connection.tasks:
+            return
+        held = connection.held.get(named)
+        of_another = held is not None and int.from_bytes(held.bhs[16:20], "big") != tag
+        within = named - self._expected & _MASK < (connection.max_cmd_sn - self._expected + 1 & _MASK)
+        if within and 0 < cmd_sn - named & _MASK < _HALF and not of_another:
+            self._ahead.add(named)
+            self._move_on()
 
     # --- what is sent -------------------------------------------------------------------------------------------------
 

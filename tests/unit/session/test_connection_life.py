@@ -167,6 +167,67 @@ def test_abort_of_a_task_that_collects_data_is_immediate(directory: OneTarget) -
     asyncio.run(scenario())
 
 
+def abort(driver: Driver, tag: int, cmd_sn: int) -> int:
+    """The response to an immediate ABORT TASK of a command with that tag and CmdSN."""
+    fields = {"function": opcodes.ABORT_TASK, "referenced_task_tag": tag, "ref_cmd_sn": cmd_sn}
+    driver.send(TASK_MANAGEMENT, immediate=True, in_order=False, cmd_sn=driver.cmd_sn, **fields)
+    [(answer, _)] = driver.answers()
+    return int(answer.response)
+
+
+def test_abort_before_the_command_came_uses_up_its_number(directory: OneTarget) -> None:
+    async def scenario() -> None:
+        driver = await logged_in(directory)
+        lost = driver.cmd_sn
+        driver.cmd_sn += 1
+        window = driver.max_cmd_sn - lost
+        assert abort(driver, 77, lost) == opcodes.FUNCTION_COMPLETE
+        assert driver.connection.exp_cmd_sn == lost + 1
+        assert driver.max_cmd_sn == lost + 1 + window  # the window is as wide as before
+        driver.command(bytes(6), cmd_sn=lost, initiator_task_tag=77)
+        assert await driver.settle() == []
+        assert abort(driver, 77, lost) == opcodes.TASK_DOES_NOT_EXIST
+        driver.command(bytes(6))
+        [(answer, _)] = await driver.settle()
+        assert answer.status == 0
+
+    asyncio.run(scenario())
+
+
+def test_abort_of_commands_behind_a_gap(directory: OneTarget) -> None:
+    """2 and 3 wait for 1, 4 did not come: 2 and 4 are aborted, then 1 comes, and 3 and 5 are executed."""
+
+    async def scenario() -> None:
+        driver = await logged_in(directory)
+        one = driver.cmd_sn
+        for number in (2, 3):
+            driver.command(bytes(6), cmd_sn=one + number - 1, initiator_task_tag=number)
+        driver.cmd_sn = one + 4
+        assert abort(driver, 2, one + 2) == opcodes.TASK_DOES_NOT_EXIST  # that is the number of task 3
+        assert abort(driver, 2, one + 1) == opcodes.FUNCTION_COMPLETE
+        assert abort(driver, 4, one + 3) == opcodes.FUNCTION_COMPLETE
+        assert driver.connection.exp_cmd_sn == one
+        assert driver.connection.held_bytes == 0
+        driver.command(bytes(6), initiator_task_tag=5)
+        driver.command(bytes(6), cmd_sn=one, initiator_task_tag=1)
+        answers = await driver.settle()
+        assert [(answer.initiator_task_tag, answer.status) for answer, _ in answers] == [(1, 0), (3, 0), (5, 0)]
+        assert driver.connection.exp_cmd_sn == one + 5
+        assert not driver.connection.held
+
+    asyncio.run(scenario())
+
+
+def test_abort_of_what_can_never_come_finds_nothing(directory: OneTarget) -> None:
+    async def scenario() -> None:
+        driver = await logged_in(directory)
+        for named in (driver.cmd_sn, driver.cmd_sn + 1, driver.cmd_sn - 1, driver.max_cmd_sn + 1, 0x80000000):
+            assert abort(driver, 77, named) == opcodes.TASK_DOES_NOT_EXIST
+        assert not driver.connection.held
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("function", "level", "response"),
     [
