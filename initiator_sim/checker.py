@@ -136,7 +136,7 @@ class VerifyingStream(Stream):
                 piece.discarding, piece.tainted = False, True
             work.earlier.append(self._recorder.may_have_written(work.position, work.value, work.begin))
         elif work.what in (What.READ, What.WRITE):
-            self._recorder.never_happened(work.position)
+            self._recorder.never_happened(work.position, work.what)
             if work.discard:
                 self._recorder.piece(work.position).discarding = False
         if executed and (task.status != scsi.NO_STATUS or task.failure not in (None, Failure.PATH_LOST)):

@@ -31,6 +31,7 @@ class Assignment:
     """What a run is to do. portals: tried in turn by the sessions; keys None = the personality's.
 
     crashes: a verified run in which the target may lose what was not flushed; `Fleet.target_crashed` says when.
+    strict: a verified run in which a read during a write must find whole blocks, as the members of a group promise.
     """
 
     portals: tuple[str, ...]
@@ -47,6 +48,7 @@ class Assignment:
     hang_s: float = HANG_S
     verify: bool = False
     crashes: bool = False
+    strict: bool = False
 
 
 class Fleet:
@@ -90,7 +92,12 @@ class Fleet:
         if assignment.verify:
             io_blocks = assignment.plan.block_bytes // self.disk_block_bytes
             self.recorder = Recorder(
-                assignment.iqn, io_blocks, self.disk_block_bytes, secrets.randbits(32), assignment.crashes
+                assignment.iqn,
+                io_blocks,
+                self.disk_block_bytes,
+                secrets.randbits(32),
+                crashes=assignment.crashes,
+                strict=assignment.strict,
             )
             self.recorder.on_violation = lambda text: self.finish()
         gate = asyncio.Semaphore(LOGINS_AT_ONCE)

@@ -143,5 +143,7 @@ def show_report(report: dict[str, Any], console: Console) -> None:
 
 def _verify_rows(table: Table, verify: dict[str, Any]) -> None:
     table.add_row("verified", f"{verify['reads_checked']:,} reads, {verify['operations']:,} operations in the history")
+    if verify["torn_reads"]:
+        table.add_row("remark", f"{verify['torn_reads']} reads found blocks torn by a write under way")
     for message in verify["violations"]:
         table.add_row("[red]wrong data[/]", message)

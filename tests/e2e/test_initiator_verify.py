@@ -1,5 +1,7 @@
 """Verified load: no false alarm on good targets, and every kind of damaged data found.
 
+Members promise whole blocks to reads during writes; tgt does not, and now and then they are torn.
+
 The damage is done behind the target's back, in the file that holds its blocks.
 """
 
@@ -17,6 +19,7 @@ from initiator_sim.personalities import LIBISCSI, OPEN_ISCSI, PERSONALITIES
 from initiator_sim.workload import Plan
 from tests.support.target import Target, Volume
 
+TGT = "iqn.2026-01.org.example.tgt:"
 IO_BYTES = 4096
 # So few pieces that every one is read and written many times a second.
 SIZE_BYTES = 1 << 20
@@ -25,7 +28,8 @@ SIZE_BYTES = 1 << 20
 def load(volume: Volume, seconds: float = 2.0, *, plan: Mapping[str, Any] | None = None, **options: Any) -> Assignment:
     """A verified load; `plan` and `options` change what is usual here."""
     usual: dict[str, Any] = {"workload": "randrw", "read_share": 0.5, "depth": 8, "block_bytes": IO_BYTES}
-    chosen: dict[str, Any] = {"personality": LIBISCSI, "seconds": seconds, "verify": True} | options
+    strict = not volume.iqn.startswith(TGT)
+    chosen: dict[str, Any] = {"personality": LIBISCSI, "seconds": seconds, "verify": True, "strict": strict} | options
     return Assignment((volume.portal,), volume.iqn, Plan(**(usual | dict(plan or {}))), **chosen)
 
 

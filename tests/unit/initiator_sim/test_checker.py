@@ -15,8 +15,9 @@ BLOCKS = 4
 class Disk:
     """A recorder, and the content that a test lets a disk have. One operation after the other, a second each."""
 
-    def __init__(self, crashes: bool = False) -> None:
-        self.recorder = Recorder("iqn.2026-01.org.example:disk", BLOCKS, BLOCK, 0x5EED, crashes)
+    def __init__(self, crashes: bool = False, strict: bool = True) -> None:
+        name = "iqn.2026-01.org.example:disk"
+        self.recorder = Recorder(name, BLOCKS, BLOCK, 0x5EED, crashes=crashes, strict=strict)
         self.maybes: list[Maybe] = []
         self.now = 0.0
         self.sequence = 0
@@ -182,6 +183,43 @@ def test_a_block_torn_within() -> None:
     content[300] ^= 1
     disk.read(content)
     assert "damaged" in disk.recorder.violations[0]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("torn_at", [100, 512 * 3 + 5])
+@pytest.mark.parametrize("new_first", [False, True])
+def test_a_block_torn_by_a_write_under_way(strict: bool, torn_at: int, new_first: bool) -> None:
+    disk = Disk(strict=strict)
+    old = bytes(BLOCKS * BLOCK)
+    disk.read(old)
+    disk.recorder.begins(0, What.WRITE)
+    new = disk.content(0, 1)
+    disk.read(new[:torn_at] + old[torn_at:] if new_first else old[:torn_at] + new[torn_at:])
+    disk.recorder.wrote(0, (1, 1), disk.now - 3, disk.now)
+    disk.now += 1
+    disk.read(new)
+    assert bool(disk.judge()) == strict
+    assert disk.recorder.torn_reads == (not strict)
+
+
+def test_a_block_that_stays_torn_is_found() -> None:
+    disk = Disk(strict=False)
+    old = bytes(BLOCKS * BLOCK)
+    disk.read(old)
+    new = disk.write()
+    disk.read(new[:100] + old[100:])
+    assert "damaged" in disk.recorder.violations[0]
+
+
+def test_what_was_discarded_reads_as_zeros() -> None:
+    disk = Disk()
+    disk.write()
+    disk.write()
+    disk.recorder.piece(0).discard = (1, 2)
+    disk.read(bytes(BLOCKS * BLOCK))
+    assert disk.judge() == []
+    disk.read(bytes(BLOCKS * BLOCK - 1) + b"x")
+    assert "does not read as zeros" in disk.recorder.violations[0]
 
 
 def test_a_block_of_another_place() -> None:

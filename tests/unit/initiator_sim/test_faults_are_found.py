@@ -32,7 +32,13 @@ SILENT_FAULTS = {
 
 
 def assignment(target: FaultyTarget, plan: Plan, **options: Any) -> Assignment:
-    usual: dict[str, Any] = {"personality": PATIENT, "seconds": SECONDS_MAX, "verify": True, "sessions": 2}
+    usual: dict[str, Any] = {
+        "personality": PATIENT,
+        "seconds": SECONDS_MAX,
+        "verify": True,
+        "strict": True,
+        "sessions": 2,
+    }
     return Assignment((target.portal,), target.iqn, plan, **(usual | options))
 
 
