@@ -261,6 +261,7 @@ def _show(console: Console, value: Any, indent: int = 0) -> None:
 @click.option("--flush-every", type=click.IntRange(0), default=0, help="A flush after so many writes of a session.")
 @click.option("--burst", type=(float, float), metavar="WORK REST", help="Seconds to work and to rest, in turn.")
 @click.option("--verify", is_flag=True, help="Check every block read, and at the end the history of all operations.")
+@click.option("--strict", is_flag=True, help="Verify also that no read finds a block torn by a write under way.")
 @click.option(
     "--plot", "plot_file", type=click.Path(dir_okay=False, path_type=Path), help="Draw the run: FILE.svg or FILE.png."
 )
@@ -280,7 +281,8 @@ def run(**options: Any) -> int:
         initiators=options["initiators"],
         sessions=options["sessions"],
         seconds=options["seconds"],
-        verify=options["verify"],
+        verify=options["verify"] or options["strict"],
+        strict=options["strict"],
         lun=options["lun"],
         chap=options["chap"],
         mutual=options["mutual_chap"],
