@@ -1,7 +1,8 @@
 """Blocks in memory, on a disk that can lose power: for simulation and for tests of crashes.
 
 The model of a power failure: what was written after the last flush (and not durably) may be there or not, each
-512-byte sector by itself, in any of the versions it had since then. Punches and size changes are writes, too.
+512-byte sector by itself, in any of the versions it had since then. Punches and size changes are writes, too. After a
+flush that failed, the kernel takes the pages that it could not write for clean: no later flush makes them durable.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ class MemoryDisk:
     """What several files share: the space, and the power.
 
     before_step: called before every change reaches a disk, and again before it becomes durable, with a name for the
-    step; raises PowerLost where the simulation wants the machine to stop.
+    step; raises PowerLost where the simulation wants the machine to stop, OSError before a flush that is to fail.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class MemoryFile:
         self._pages: dict[int, bytes] = {}
         # For each page changed since the last flush: its versions since then, the durable one first (None = hole).
         self._versions: dict[int, list[bytes | None]] = {}
+        self._taken_for_clean: dict[int, list[bytes | None]] = {}  # the same, of pages that a flush could not write
         self._durable_size_bytes = size_bytes
         self._failure = ""
 
@@ -126,7 +128,9 @@ class MemoryFile:
 
     def _set_page(self, page: int, data: bytes | None) -> None:
         old = self._pages.get(page)
-        versions = self._versions.setdefault(page, [old])
+        versions = self._versions.get(page)
+        if versions is None:
+            versions = self._versions[page] = self._taken_for_clean.pop(page, [old])
         versions.append(data)
         if len(versions) > _VERSIONS_MAX:
             del versions[1]
@@ -169,7 +173,13 @@ class MemoryFile:
 
     def flush(self) -> None:
         self._refuse_if_failed(0, True)
-        self.disk.before_step("flush")
+        try:
+            self.disk.before_step("flush")
+        except OSError as error:
+            self._taken_for_clean |= self._versions
+            self._versions.clear()
+            self.fail(f"fdatasync failed ({error.strerror})")
+            self._refuse_if_failed(0, True)
         self._versions.clear()
         self._durable_size_bytes = self.size_bytes
 
@@ -205,18 +215,29 @@ class MemoryFile:
     def close(self) -> None:
         self.fail("it is closed")
 
+    def reopen(self) -> None:
+        """Be open again, as for the next process: it knows of no failure."""
+        self._failure = ""
+
+    def discard(self) -> None:
+        """The file was removed: it gives its space back."""
+        self.fail("it is removed")
+        self.disk.pages_used -= len(self._pages)
+        self._pages.clear()
+
     def lose_power(self, choose: "Callable[[Sequence[bytes]], bytes]") -> None:
         """Become what a power failure leaves, and be open again.
 
         choose: picks one of the versions (oldest first) that a sector had since it was last durable.
         """
-        for page, versions in self._versions.items():
+        for page, versions in (self._taken_for_clean | self._versions).items():
             sectors = [
                 choose([(version or _HOLE)[start : start + SECTOR_BYTES] for version in versions])
                 for start in range(0, PAGE_BYTES, SECTOR_BYTES)
             ]
             self._place(page, b"".join(sectors))
         self._versions.clear()
+        self._taken_for_clean.clear()
         self.size_bytes = self._durable_size_bytes
         self._failure = ""
 

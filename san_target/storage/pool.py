@@ -14,8 +14,6 @@ it deletes data only when told to by `delete_volume`, `resize_volume`, or a dele
 
 import contextlib
 import errno
-import fcntl
-import os
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from threading import Lock
 from typing import Final, TypeVar, TypeVarTuple
 
 from san_target.storage import records
-from san_target.storage.blocks_file import SparseFile
+from san_target.storage.directory import VOLUMES, DiskDirectory, PoolDirectory, PoolFile
 from san_target.storage.interface import StorageError, StorageFull
 from san_target.storage.journal import Journal
 from san_target.storage.records import HELD, HeldRange, HeldRecord, PoolError, PoolRecord
@@ -34,13 +32,15 @@ T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
 JOURNAL_SLOTS: Final = 8
+_RECORD: Final = "pool.json"
+_JOURNAL: Final = "journal"
 
 
 @dataclass(slots=True)
 class PoolVolume:
     """A volume as far as it lies in this pool."""
 
-    file: SparseFile
+    file: PoolFile
     record: HeldRecord
 
     @property
@@ -54,17 +54,28 @@ class Pool:
     Changes of different volumes may overlap, changes of one volume may not.
     """
 
-    def __init__(self, directory: Path, threads: Threads) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        threads: Threads,
+        files: PoolDirectory | None = None,
+        new_id: Callable[[], str] = secrets.token_hex,
+    ) -> None:
+        """Touches nothing. files: the contents of `directory`; new_id: an id that nobody else has."""
         self.directory = Path(directory)
         self.problems: dict[str, str] = {}
-        self._volumes_directory = self.directory / "volumes"
+        self._files = DiskDirectory(self.directory) if files is None else files
+        self._new_id = new_id
         self._threads = threads
-        self._lock_descriptor = -1
         self._record: PoolRecord | None = None
         self._record_guard = Lock()  # changes of different volumes meet in pool.json
         self._volumes: dict[str, PoolVolume] = {}
         self._journal: Journal | None = None
-        self._journal_file: SparseFile | None = None
+        self._journal_file: PoolFile | None = None
+
+    def exists(self) -> bool:
+        """Has the directory been a pool before?"""
+        return self._files.exists(_RECORD)
 
     # Open and close --------------------------------------------------------------------------------------------------
 
@@ -84,81 +95,62 @@ class Pool:
         await self._threads.run(self._close)
 
     def _open(self, group_id: str, store_revision: int) -> None:
-        self._volumes_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._take_lock()
-        path = self.directory / "pool.json"
-        if path.exists():
-            self._record = records.decode(PoolRecord, path.read_bytes(), path)
+        self._files.make()
+        self._files.lock()
+        path = self.directory / _RECORD
+        if self._files.exists(_RECORD):
+            self._record = records.decode(PoolRecord, self._files.read(_RECORD), path)
             _refuse_foreign(self._record, group_id, store_revision, self.directory)
-        elif any(self._volumes_directory.iterdir()):
+        elif self._files.names(""):
             raise PoolError(
-                f"{path} is missing, but {self._volumes_directory} is not empty; restore {path} from a backup, or use "
+                f"{path} is missing, but {self.directory / VOLUMES} is not empty; restore {path} from a backup, or use "
                 "an empty directory for a new pool"
             )
         else:
-            self._record = PoolRecord(pool_id=secrets.token_hex(16), group_id=group_id, revision=store_revision)
+            self._record = PoolRecord(pool_id=self._new_id(), group_id=group_id, revision=store_revision)
         self._remove_unfinished_records()
         try:
             self._write_pool_record(store_revision)
         except OSError as error:
             # A full pool must be able to start, else nobody could free space in it. The guard is then a little older.
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not path.exists():
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._files.exists(_RECORD):
                 raise
-        records.sync_directory(self.directory)
-        for path in sorted(self._volumes_directory.glob("*.deleting")):
-            self._remove(path.stem)
-        for path in sorted(self._volumes_directory.glob("*.held")):
+        self._files.sync()
+        for name in self._files.names(".deleting"):
+            self._remove(Path(name).stem)
+        for name in self._files.names(".held"):
+            volume_id = Path(name).stem
             try:
-                self._open_volume(path)
+                self._open_volume(volume_id)
             except (OSError, StorageError, PoolError) as error:
-                self.problems[path.stem] = str(_explained(error, self.directory))
+                self.problems[volume_id] = str(_explained(error, self.directory))
         self._open_journal()
-
-    def _take_lock(self) -> None:
-        path = self.directory / "pool.lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(descriptor)
-            raise PoolError(
-                f"the pool {self.directory} is in use by process {holder}; stop that member first, or give this one "
-                "its own directory"
-            ) from None
-        self._lock_descriptor = descriptor
-        try:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # only the message above misses it
-                raise
 
     def _remove_unfinished_records(self) -> None:
         """What a killed process left in the middle of replacing a record: nothing ever refers to it."""
-        (self.directory / "pool.json.new").unlink(missing_ok=True)
-        for path in self._volumes_directory.glob("*.held.new"):
-            path.unlink()
+        for name in (f"{_RECORD}.new", *self._files.names(".held.new")):
+            self._files.remove(name)
 
     def _write_pool_record(self, revision: int) -> None:
         with self._record_guard:
             record = self._opened()
             revision = max(record.revision, revision)
             newer = PoolRecord(pool_id=record.pool_id, group_id=record.group_id, revision=revision)
-            records.write_durably(self.directory / "pool.json", records.encode(newer))
+            self._files.write_durably(_RECORD, records.encode(newer))
             self._record = newer
 
-    def _open_volume(self, path: Path) -> None:
-        record = records.decode(HeldRecord, path.read_bytes(), path)
-        if record.volume_id != path.stem:
+    def _open_volume(self, volume_id: str) -> None:
+        name, blocks_name = _held(volume_id), _blocks(volume_id)
+        path, blocks_path = self.directory / name, self.directory / blocks_name
+        record = records.decode(HeldRecord, self._files.read(name), path)
+        if record.volume_id != volume_id:
             raise PoolError(f"{path} belongs to volume {record.volume_id}; restore it from a backup of the pool")
-        blocks_path = path.with_suffix(".blocks")
-        if not blocks_path.exists():
+        if not self._files.exists(blocks_name):
             raise PoolError(
                 f"{blocks_path} is missing, but {path} says that blocks are held there; bring the file back (or "
                 "restore it from a backup), or delete the volume"
             )
-        file = SparseFile(blocks_path)
+        file = self._files.open_file(blocks_name)
         try:
             if file.size_bytes < record.size_bytes:
                 raise PoolError(
@@ -175,24 +167,24 @@ class Pool:
         self._volumes[record.volume_id] = PoolVolume(file, record)
 
     def _open_journal(self) -> None:
-        path = self.directory / "journal"
+        path = self.directory / _JOURNAL
         give_up = f"or give them up: truncate -s {Journal.size_bytes(JOURNAL_SLOTS)} {path}"
-        if not path.exists():
+        if not self._files.exists(_JOURNAL):
             if self._volumes or self.problems:  # it was made before them
                 raise PoolError(
                     f"{path} is missing, which holds atomic writes that a crash interrupted; bring it back, {give_up}"
                 )
-            temporary = path.with_name("journal.new")
-            temporary.unlink(missing_ok=True)
-            file = SparseFile.create(temporary, Journal.size_bytes(JOURNAL_SLOTS))
+            temporary = f"{_JOURNAL}.new"
+            self._files.remove(temporary)
+            file = self._files.create_file(temporary, Journal.size_bytes(JOURNAL_SLOTS))
             try:
                 file.reserve(0, file.size_bytes)
                 file.flush()
             finally:
                 file.close()
-            os.replace(temporary, path)
-            records.sync_directory(self.directory)
-        self._journal_file = SparseFile(path)
+            self._files.rename(temporary, _JOURNAL)
+            self._files.sync()
+        self._journal_file = self._files.open_file(_JOURNAL)
         if self._journal_file.size_bytes < Journal.size_bytes(JOURNAL_SLOTS):
             raise PoolError(
                 f"{path} was cut, which holds atomic writes that a crash interrupted; restore it, {give_up}"
@@ -204,7 +196,7 @@ class Pool:
         journal.replay(self._find_for_replay)
         self._journal = journal
 
-    def _find_for_replay(self, volume_id: str, offset_bytes: int, length_bytes: int) -> SparseFile | None:
+    def _find_for_replay(self, volume_id: str, offset_bytes: int, length_bytes: int) -> PoolFile | None:
         if volume_id in self.problems:
             raise LookupError(volume_id)
         volume = self._volumes.get(volume_id)
@@ -224,9 +216,7 @@ class Pool:
         if self._journal_file is not None:
             self._journal_file.close()
         self._journal_file = self._journal = self._record = None
-        if self._lock_descriptor >= 0:
-            os.close(self._lock_descriptor)  # which gives the lock back
-            self._lock_descriptor = -1
+        self._files.unlock()
 
     # Look -------------------------------------------------------------------------------------------------------------
 
@@ -258,9 +248,9 @@ class Pool:
         try:
             return self._volumes[volume_id]
         except KeyError:
-            if self._path(volume_id, "blocks").exists():
+            if self._files.exists(_blocks(volume_id)):
                 raise PoolError(
-                    f"{self._path(volume_id, 'held')} is missing, which says what blocks the file beside it holds; "
+                    f"{self.directory / _held(volume_id)} is missing, which says what blocks the file beside it holds; "
                     "bring it back (or restore it from a backup), or delete the volume"
                 ) from None
             raise PoolError(
@@ -270,8 +260,7 @@ class Pool:
 
     def space(self) -> tuple[int, int]:
         """(total_bytes, free_bytes) of the file system, as far as this process may use it."""
-        status = os.statvfs(self.directory)
-        return status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
+        return self._files.space()
 
     # Change -----------------------------------------------------------------------------------------------------------
 
@@ -324,30 +313,31 @@ class Pool:
             if there.record == record:
                 return there
             raise PoolError(f"volume {volume_id} is in the pool {self.directory} already, with another size or place")
-        path = self._path(volume_id, "blocks")
-        if path.exists():
-            self._remove_if_empty(path)
+        name = _blocks(volume_id)
+        if self._files.exists(name):
+            self._remove_if_empty(name)
         self._note_generations(held)
-        file = SparseFile.create(path, size_bytes)
+        file = self._files.create_file(name, size_bytes)
         try:
             # The file's name becomes durable with the record's, in the same directory.
             self._write_held(record)
         except BaseException:
             file.close()
-            self._path(volume_id, "held").unlink(missing_ok=True)
-            path.unlink()
+            self._files.remove(_held(volume_id))
+            self._files.remove(name)
             raise
         volume = self._volumes[volume_id] = PoolVolume(file, record)
         return volume
 
-    def _remove_if_empty(self, path: Path) -> None:
+    def _remove_if_empty(self, name: str) -> None:
         """A creation that was interrupted leaves a file without a record; it never got any data."""
-        if path.stat().st_blocks:
+        if self._files.has_data(name):
+            path = self.directory / name
             raise PoolError(
                 f"{path} holds data, but the record of what is held there is missing; restore "
                 f"{path.with_suffix('.held')} from a backup, or move {path} away"
             )
-        path.unlink()
+        self._files.remove(name)
 
     def _resize_volume(self, volume_id: str, size_bytes: int, generation: int) -> PoolVolume:
         volume = self.open_volume(volume_id)
@@ -397,16 +387,16 @@ class Pool:
         # What is there counts, not what was known: a deletion that failed is repeated, a record may have been lost.
         # A rename, for it needs no space: deleting is the way out of a full pool.
         with contextlib.suppress(FileNotFoundError):
-            os.replace(self._path(volume_id, "held"), self._path(volume_id, "deleting"))
-            records.sync_directory(self._volumes_directory)
+            self._files.rename(_held(volume_id), _deleting(volume_id))
+            self._files.sync(VOLUMES)
         self._remove(volume_id)
 
     def _remove(self, volume_id: str) -> None:
         """The record goes last: until then the deletion is known to be under way."""
-        self._path(volume_id, "blocks").unlink(missing_ok=True)
-        records.sync_directory(self._volumes_directory)
-        self._path(volume_id, "deleting").unlink(missing_ok=True)
-        records.sync_directory(self._volumes_directory)
+        self._files.remove(_blocks(volume_id))
+        self._files.sync(VOLUMES)
+        self._files.remove(_deleting(volume_id))
+        self._files.sync(VOLUMES)
 
     def _note_generations(self, held: Sequence[HeldRange]) -> None:
         """A generation is a store revision, so the store has reached it."""
@@ -415,15 +405,24 @@ class Pool:
             self._write_pool_record(generation)
 
     def _write_held(self, record: HeldRecord) -> None:
-        records.write_durably(self._path(record.volume_id, "held"), records.encode(record))
-
-    def _path(self, volume_id: str, suffix: str) -> Path:
-        return self._volumes_directory / f"{volume_id}.{suffix}"
+        self._files.write_durably(_held(record.volume_id), records.encode(record))
 
     def _opened(self) -> PoolRecord:
         if self._record is None:
             raise AssertionError("the pool is not open")
         return self._record
+
+
+def _blocks(volume_id: str) -> str:
+    return f"{VOLUMES}/{volume_id}.blocks"
+
+
+def _held(volume_id: str) -> str:
+    return f"{VOLUMES}/{volume_id}.held"
+
+
+def _deleting(volume_id: str) -> str:
+    return f"{VOLUMES}/{volume_id}.deleting"
 
 
 def _refuse_foreign(record: PoolRecord, group_id: str, store_revision: int, directory: Path) -> None:
