@@ -48,7 +48,7 @@ PURE = (
     "group/efficiency.py",
     "group/load_monitor.py",
     "group/migration.py",
-    "group/portal_group.py",
+    "group/portal_*.py",
     "group/*balancer.py",
     "group/*planner.py",
 )
