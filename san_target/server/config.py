@@ -14,6 +14,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Meta, Struct
 
+from san_target.group.portal_addresses import split_address
 from san_target.session.parameters import TargetLimits
 from san_target.session.target import Access, Credentials
 
@@ -25,7 +26,6 @@ _USUAL = TargetLimits()
 # RFC 7143 13.12 to 13.14: 512 to 2**24 - 1 bytes.
 SegmentBytes = Annotated[int, Meta(ge=512, le=(1 << 24) - 1)]
 Seconds = Annotated[int, Meta(ge=0, le=3600)]
-_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s:\[\]/]+):(?P<port>[0-9]{1,5})")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?")
 
 
@@ -171,14 +171,6 @@ def _problem(config: MemberConfig) -> str:
     if config.discovery_mutual_chap is not None and not config.discovery_chap:
         return "discovery_mutual_chap: needs discovery_chap too"
     return ""
-
-
-def split_address(address: str) -> tuple[str, int] | None:
-    """ "host:port" as (host without brackets, port); None if it is none."""
-    found = _ADDRESS.fullmatch(address)
-    if found is None or int(found["port"]) > 65535:
-        return None
-    return found["host"].strip("[]"), int(found["port"])
 
 
 def parse_address(address: str) -> tuple[str, int]:

@@ -1,12 +1,20 @@
 """The targets of this member, as login and discovery see them (`session.target.Directory`)."""
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Protocol
 
-from san_target.server.config import parse_address, split_address
+import structlog
+
+from san_target.group.portal_addresses import WILDCARDS, own_portals, split_address
+from san_target.session.reinstatements import Reinstatements
 from san_target.session.target import Access, Target
 
+if TYPE_CHECKING:
+    from san_target.session.session import Session
+
+log = structlog.get_logger()
+
 TSIH_MAX = 0xFFFF
-_WILDCARDS = frozenset({"0.0.0.0", "::"})
 
 
 class Portals:
@@ -38,25 +46,37 @@ class Portals:
         return dict(self.pairs()).get(self.bound_for(asked_at), self.advertised[0])
 
     def all_for(self, asked_at: str) -> list[str]:
-        """Every address of this member. A portal on all interfaces is told with the host that was asked."""
-        host = asked_at.rpartition(":")[0]
-        addresses = []
-        for address in self.told():
-            bound_host, port = parse_address(address)
-            addresses.append(f"{host}:{port}" if bound_host in _WILDCARDS else address)
-        return list(dict.fromkeys(addresses))
+        """Every address of this member that an initiator which reached it at `asked_at` can use."""
+        return own_portals(self.told(), self.told_for(asked_at))
 
 
 def _is_at(bound: str, address: str) -> bool:
     ours, theirs = split_address(bound), split_address(address)
-    return ours is not None and theirs is not None and ours[1] == theirs[1] and ours[0] in (*_WILDCARDS, theirs[0])
+    return ours is not None and theirs is not None and ours[1] == theirs[1] and ours[0] in (*WILDCARDS, theirs[0])
+
+
+class PortalGroup(Protocol):
+    """The other members, as logins and discovery through this one need them."""
+
+    async def place(self, target: Target, initiator_name: str, isid: bytes, asked_at: str) -> str | None:
+        """See `session.target.Directory.place`."""
+        ...
+
+    def other_portals(self, asked_at: str) -> list[str]:
+        """The portals of all other members that serve, for an initiator that reached this one at `asked_at`."""
+        ...
 
 
 class TargetDirectory:
-    """Targets by name. tsih_in_use: whether a session handle belongs to a session of this member."""
+    """Targets by name. tsih_in_use: whether a session handle belongs to a session of this member.
+
+    group: None while this member is alone: then everything is served here. Addresses given to it are as told.
+    """
 
     def __init__(self, discovery: Access, tsih_in_use: Callable[[int], bool]) -> None:
         self.portals = Portals(())
+        self.group: PortalGroup | None = None
+        self.reinstatements = Reinstatements()
         self._discovery = discovery
         self._tsih_in_use = tsih_in_use
         self._handed_out = 0
@@ -82,15 +102,30 @@ class TargetDirectory:
     def visible_to(self, initiator_name: str) -> list[Target]:
         return [self._targets[iqn] for iqn in sorted(self._targets) if self._targets[iqn].access.admits(initiator_name)]
 
-    def portals_of(self, target: Target, asked_at: str) -> list[tuple[str, int]]:
-        """The portal that was asked; all of them for multipath, since other hosts would see one disk several times."""
-        if target.iqn in self._multipath:
-            return [(address, target.portal_group_tag) for address in self.portals.all_for(asked_at)]
-        return [(self.portals.told_for(asked_at), target.portal_group_tag)]
+    def is_multipath(self, target: Target) -> bool:
+        return target.iqn in self._multipath
 
-    async def redirection(self, target: Target, initiator_name: str, isid: bytes) -> str | None:
-        """Everything that this member serves is served here: a volume has its blocks at one member."""
-        return None
+    def portals_of(self, target: Target, asked_at: str) -> list[tuple[str, int]]:
+        """The portal that was asked; for multipath those of all members, where other hosts would see several disks."""
+        addresses = [self.portals.told_for(asked_at)]
+        if self.is_multipath(target):
+            others = self.group.other_portals(addresses[0]) if self.group is not None else []
+            addresses = list(dict.fromkeys([*self.portals.all_for(asked_at), *others]))
+        return [(address, target.portal_group_tag) for address in addresses]
+
+    async def place(self, target: Target, initiator_name: str, isid: bytes, asked_at: str) -> str | None:
+        """A path of a multipath volume stays what the host's multipathing takes it for."""
+        if self.group is None or self.is_multipath(target):
+            return None
+        return await self.group.place(target, initiator_name, isid, self.portals.told_for(asked_at))
+
+    def reinstated(self, old: "Session", by_address: str, now_s: float) -> None:
+        """Also to be called where the other login is at another member."""
+        if old.target is None:
+            return
+        quarrel = self.reinstatements.note(old.target.iqn, old.initiator_name, old.isid, old.address, by_address, now_s)
+        if quarrel is not None:
+            log.warning("two machines use one initiator port", target=quarrel.target, reason=str(quarrel))
 
     def discovery_access(self) -> Access:
         return self._discovery

@@ -102,6 +102,8 @@ class PortalConnection:
         if session is not None:
             target = session.target.iqn if session.target is not None else "discovery"
             log.info("session ends", initiator=session.initiator_name, target=target, reason=connection.close_reason)
+        elif connection.redirected:
+            log.info("login is redirected", peer=connection.peer_address, reason=connection.close_reason)
         elif connection.close_reason:
             log.info("login failed", peer=connection.peer_address, reason=connection.close_reason)
 

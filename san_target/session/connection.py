@@ -94,7 +94,7 @@ class Connection(Commands):
         self._login = Login(directory, limits, portal_address, host.random_bytes, self._establish, weak_chap)
         self._login_busy = False
         self._login_begun = False
-        self._redirected = False
+        self.redirected = False
         self._text: TextExchange | None = None
         self._opened_s = host.now()
         self._heard = False  # a whole PDU arrived since the last tick
@@ -204,7 +204,9 @@ class Connection(Commands):
             return
         self._login_busy = False
         self.send_status(LOGIN_RESPONSE, response.data, **response.header())
-        self._redirected = response.status_class == 1
+        if response.status_class == 1:
+            self.redirected = True
+            self.host.counters.redirections += 1
         if self._login.failed:
             self.fail(f"login answered 0x{response.status_class:02x}{response.status_detail:02x}: {self._login.reason}")
         elif self._login.result is not None:
@@ -218,6 +220,8 @@ class Connection(Commands):
         if target is not None:
             # RFC 7143 6.3.5: the same initiator port logs in again: the old session ends first, with all its tasks.
             while (old := target.sessions.get(key)) is not None:
+                if old.connection.stage is not Stage.CLOSED:
+                    self.directory.reinstated(old, self.peer_address, self.host.now())
                 await old.connection.terminate("session reinstated")
         if self.stage is not Stage.LOGIN:
             return None
@@ -445,7 +449,7 @@ class Connection(Commands):
 
     def _stop(self, reason: str) -> None:
         """Fence the session at once; it is over when its tasks have ended."""
-        if self.stage is Stage.LOGIN and not self._redirected:
+        if self.stage is Stage.LOGIN and not self.redirected:
             self.host.counters.login_failures += 1
         self.stage = Stage.CLOSED
         self.close_reason = reason

@@ -339,10 +339,9 @@ class Login:
         target = self._find(received["TargetName"])
         self._access = self._admit(target.access, name)
         self._check_tsih(target, name)
-        await self._redirect(target, name)
-        if not target.ready:
-            # Class 3 is retried, class 2 would be final: a disk that is not there yet must not fail a boot.
-            raise LoginRefused(LoginStatus.SERVICE_UNAVAILABLE, f"{target.iqn} is not ready")
+        self._check_ready(target)
+        await self._place(target, name)
+        self._check_ready(target)  # much can happen while others are asked
         self._target = target
         return self._declare_target(target)
 
@@ -378,8 +377,15 @@ class Login:
             raise LoginRefused(LoginStatus.SESSION_DOES_NOT_EXIST, f"no session with TSIH {first.tsih}")
         raise LoginRefused(LoginStatus.TOO_MANY_CONNECTIONS, f"session {first.tsih} has its only connection")
 
-    async def _redirect(self, target: Target, initiator_name: str) -> None:
-        address = await self._directory.redirection(target, initiator_name, self._the_first.isid)
+    def _check_ready(self, target: Target) -> None:
+        if not target.ready:
+            # Class 3 is retried, class 2 would be final: a disk that is not there yet must not fail a boot.
+            raise LoginRefused(LoginStatus.SERVICE_UNAVAILABLE, f"{target.iqn} is not ready")
+
+    async def _place(self, target: Target, initiator_name: str) -> None:
+        """Send the initiator to another member if that is to serve it. Before authentication: a redirection after it is
+        reported as a failed one by initiators."""
+        address = await self._directory.place(target, initiator_name, self._the_first.isid, self._portal_address)
         # Initiators follow a redirection without delay and without counting: never one to where they are.
         if address is None or address == self._portal_address:
             return

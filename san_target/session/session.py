@@ -27,14 +27,15 @@ class Counters:
 class PortalCounters:
     """What all connections of a member count together, also those that never became a session; plain ints.
 
-    logins: to targets and to discovery; login_failures: refused, given up or timed out, redirections left out
+    logins: to targets and to discovery; login_failures: refused, given up or timed out; redirections: sent elsewhere
     """
 
-    __slots__ = ("digest_errors", "login_failures", "logins", "rejects", "task_management")
+    __slots__ = ("digest_errors", "login_failures", "logins", "redirections", "rejects", "task_management")
 
     def __init__(self) -> None:
         self.logins = 0
         self.login_failures = 0
+        self.redirections = 0
         self.rejects = 0
         self.digest_errors = 0
         self.task_management = 0

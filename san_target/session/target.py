@@ -60,8 +60,16 @@ class Directory(Protocol):
         """(TargetAddress without tag, portal group tag) pairs for SendTargets; asked_at is the "host:port" reached."""
         ...
 
-    async def redirection(self, target: Target, initiator_name: str, isid: bytes) -> str | None:
-        """The "host:port" to serve this login instead, or None to serve it here. Asked before authentication."""
+    async def place(self, target: Target, initiator_name: str, isid: bytes, asked_at: str) -> str | None:
+        """Where this login is to be served: the "host:port" to send it to, or None for here.
+
+        Asked once in the login of a normal session, before authentication, for a target that is ready and an initiator
+        that is allowed; asked_at is the "host:port" reached. Whoever is sent away must be expected where he is sent.
+        """
+        ...
+
+    def reinstated(self, old: "Session", by_address: str, now_s: float) -> None:
+        """A live session is ended by another login of its initiator port, which came from "host:port"."""
         ...
 
     def discovery_access(self) -> Access:

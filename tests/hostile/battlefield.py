@@ -168,8 +168,11 @@ class FieldDirectory:
     def portals_of(self, target: Target, asked_at: str) -> list[tuple[str, int]]:
         return [(asked_at, target.portal_group_tag)]
 
-    async def redirection(self, target: Target, initiator_name: str, isid: bytes) -> str | None:
+    async def place(self, target: Target, initiator_name: str, isid: bytes, asked_at: str) -> str | None:
         return None
+
+    def reinstated(self, old: Session, by_address: str, now_s: float) -> None:
+        pass
 
     def discovery_access(self) -> Access:
         return Access()

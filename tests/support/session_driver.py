@@ -34,6 +34,7 @@ class OneTarget:
     def __init__(self, unit: LogicalUnit, access: Access | None = None) -> None:
         self.target = Target(IQN, "test", 1, unit, access or Access())
         self.redirect_to: str | None = None
+        self.reinstatements: list[tuple[str, str]] = []
         self._tsih = itertools.count(1)
 
     def find(self, iqn: str) -> Target | None:
@@ -45,8 +46,11 @@ class OneTarget:
     def portals_of(self, target: Target, asked_at: str) -> list[tuple[str, int]]:
         return [(asked_at, target.portal_group_tag)]
 
-    async def redirection(self, target: Target, initiator_name: str, isid: bytes) -> str | None:
+    async def place(self, target: Target, initiator_name: str, isid: bytes, asked_at: str) -> str | None:
         return self.redirect_to
+
+    def reinstated(self, old: Session, by_address: str, now_s: float) -> None:
+        self.reinstatements.append((old.address, by_address))
 
     def discovery_access(self) -> Access:
         return Access()

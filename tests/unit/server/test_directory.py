@@ -65,7 +65,63 @@ def test_targets_come_and_go() -> None:
     directory.remove(successor)
     directory.remove(successor)
     assert directory.find(a.iqn) is None
-    assert asyncio.run(directory.redirection(b, "iqn.2026-01.host:one", bytes(6))) is None
+
+
+class OtherMember:
+    """A portal group with one member more. It notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, ...]] = []
+
+    async def place(self, target: Target, initiator_name: str, isid: bytes, asked_at: str) -> str | None:
+        self.asked.append((target.alias, initiator_name, isid.hex(), asked_at))
+        return "10.0.0.6:3260"
+
+    def other_portals(self, asked_at: str) -> list[str]:
+        return ["10.0.0.6:3260", "10.0.1.5:3260"] if asked_at == ASKED else ["[fd00::6]:3260"]
+
+
+def test_other_members_are_told_to_hosts_with_multipathing_alone() -> None:
+    directory = TargetDirectory(Access(), lambda tsih: False)
+    directory.portals = Portals(("10.0.0.5:3260", "10.0.1.5:3260", "[fd00::5]:3260"))
+    plain, multipath = target("plain"), target("multi")
+    directory.put(plain, multipath=False)
+    directory.put(multipath, multipath=True)
+    directory.group = OtherMember()
+    assert directory.portals_of(plain, ASKED) == [(ASKED, 1)]
+    assert directory.portals_of(multipath, ASKED) == [(ASKED, 1), ("10.0.1.5:3260", 1), ("10.0.0.6:3260", 1)]
+    six = "[fd00::5]:3260"
+    assert directory.portals_of(multipath, six) == [(six, 1), ("[fd00::6]:3260", 1)]
+
+
+def test_other_members_are_asked_about_where_the_initiator_thinks_it_is() -> None:
+    directory = TargetDirectory(Access(), lambda tsih: False)
+    directory.portals = Portals(("0.0.0.0:3260",), ("10.0.0.5:3260",))
+    multipath = target("multi")
+    directory.put(multipath, multipath=True)
+    directory.group = OtherMember()
+    inside = "172.17.0.2:3260"
+    assert directory.portals_of(multipath, inside) == [(ASKED, 1), ("10.0.0.6:3260", 1), ("10.0.1.5:3260", 1)]
+
+
+def test_logins_are_placed_unless_the_host_has_several_paths() -> None:
+    async def placed(directory: TargetDirectory, one: Target) -> str | None:
+        return await directory.place(one, "iqn.2026-01.host:one", bytes(6), "172.17.0.2:3260")
+
+    async def scenario() -> None:
+        directory = TargetDirectory(Access(), lambda tsih: False)
+        directory.portals = Portals(("0.0.0.0:3260",), ("10.0.0.5:3260",))
+        disk = target("disk")
+        directory.put(disk, multipath=False)
+        assert await placed(directory, disk) is None
+        directory.group = group = OtherMember()
+        assert await placed(directory, disk) == "10.0.0.6:3260"
+        assert group.asked == [("disk", "iqn.2026-01.host:one", "000000000000", "10.0.0.5:3260")]
+        directory.put(disk, multipath=True)
+        assert await placed(directory, disk) is None
+        assert len(group.asked) == 1
+
+    asyncio.run(scenario())
 
 
 def test_session_handles_are_unused_ones() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from san_target.session.login import Login, LoginRequest, LoginResponse, LoginResult
 from san_target.session.parameters import TargetLimits
+from san_target.session.session import Session
 from san_target.session.target import Access, Target
 
 INITIATOR = "iqn.1993-08.org.debian:01:host"
@@ -27,7 +28,8 @@ class FakeDirectory:
     discovery: Access = field(default_factory=Access)
     redirect_to: str | None = None
     extra_portals: list[str] = field(default_factory=list)
-    redirections_asked: int = 0
+    places_asked: list[tuple[str, str, bytes, str]] = field(default_factory=list)
+    while_asked: Callable[[], None] = lambda: None
 
     def find(self, iqn: str) -> Target | None:
         return next((target for target in self.targets if target.iqn == iqn), None)
@@ -38,9 +40,14 @@ class FakeDirectory:
     def portals_of(self, target: Target, asked_at: str) -> list[tuple[str, int]]:
         return [(address, target.portal_group_tag) for address in (asked_at, *self.extra_portals)]
 
-    async def redirection(self, target: Target, initiator_name: str, isid: bytes) -> str | None:
-        self.redirections_asked += 1
+    async def place(self, target: Target, initiator_name: str, isid: bytes, asked_at: str) -> str | None:
+        self.places_asked.append((target.iqn, initiator_name, isid, asked_at))
+        await asyncio.sleep(0)
+        self.while_asked()
         return self.redirect_to
+
+    def reinstated(self, old: Session, by_address: str, now_s: float) -> None:
+        raise AssertionError("login alone ends no session")
 
     def discovery_access(self) -> Access:
         return self.discovery

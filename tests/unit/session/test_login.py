@@ -7,12 +7,15 @@ import pytest
 from san_target.session.keys import is_iscsi_name
 from san_target.session.login import LoginRequest, LoginResult
 from san_target.session.parameters import TargetLimits
-from san_target.session.target import Access, Credentials
+from san_target.session.target import Access, Credentials, Target
 from san_target.wire import opcodes, pdus
 from tests.unit.session.login_support import (
+    DISCOVERY_NAMES,
     INITIATOR,
     ISID,
     NAMES,
+    PORTAL,
+    TARGET,
     FakeDirectory,
     make_login,
     make_request,
@@ -126,20 +129,62 @@ def test_text_while_the_answer_is_fetched_is_an_error() -> None:
     assert status(respond(login, text("ImmediateData=No"))) == 0x0200
 
 
-def test_redirection_is_asked_once_and_only_for_those_allowed() -> None:
+def test_a_login_is_placed_once_knowing_who_asks_where() -> None:
     directory = FakeDirectory()
     login = make_login(directory)
     respond(login, text(*NAMES), transit=False)
     respond(login)
-    assert directory.redirections_asked == 1
-    closed = FakeDirectory([make_target(access=Access(frozenset({"iqn.2020-01.net.example:other"})))])
-    assert status(respond(make_login(closed), text(*NAMES))) == 0x0202
-    assert closed.redirections_asked == 0
+    assert directory.places_asked == [(TARGET, INITIATOR, ISID, PORTAL)]
 
 
-def test_a_redirection_wins_over_a_target_that_is_not_ready() -> None:
-    directory = FakeDirectory([make_target(ready=False)], redirect_to="192.0.2.7:3260")
-    assert status(respond(make_login(directory), text(*NAMES))) == 0x0101
+CHAP_ALICE = Access(chap=(Credentials("alice", b"alice-secret-1"),))
+
+
+@pytest.mark.parametrize(
+    ("target", "pairs", "fields", "refused_as"),
+    [
+        (make_target("iqn.2020-01.net.example:another"), NAMES, {}, 0x0203),
+        (make_target(access=Access(frozenset({"iqn.2020-01.net.example:other"}))), NAMES, {}, 0x0202),
+        (make_target(ready=False), NAMES, {}, 0x0301),
+        (make_target(ready=False, access=CHAP_ALICE), (*NAMES, "AuthMethod=CHAP"), {"current_stage": 0}, 0x0301),
+        (make_target(), NAMES, {"tsih": 9}, 0x020A),
+        (make_target(), NAMES[:2], {"version_min": 1}, 0x0205),
+        (make_target(), NAMES[1:], {}, 0x0207),
+        (make_target(), (f"InitiatorName={INITIATOR}",), {}, 0x0207),
+        (make_target(), ("InitiatorName=no name", *NAMES[1:]), {}, 0x0200),
+        (make_target(), (*NAMES[:2], "SessionType=Strange"), {}, 0x0209),
+        (make_target(), NAMES, {"next_stage": 2}, 0x0200),
+    ],
+)
+def test_who_cannot_be_served_is_not_sent_elsewhere(
+    target: Target, pairs: tuple[str, ...], fields: dict[str, int], refused_as: int
+) -> None:
+    directory = FakeDirectory([target], redirect_to="192.0.2.7:3260")
+    assert status(respond(make_login(directory), text(*pairs), **fields)) == refused_as
+    assert directory.places_asked == []
+
+
+def test_a_discovery_session_is_not_sent_elsewhere() -> None:
+    for more in ((), (f"TargetName={TARGET}",)):
+        directory = FakeDirectory(redirect_to="192.0.2.7:3260")
+        assert status(respond(make_login(directory), text(*DISCOVERY_NAMES, *more))) == 0
+        assert directory.places_asked == []
+
+
+def test_an_initiator_in_the_midst_of_authentication_is_not_sent_elsewhere() -> None:
+    directory = FakeDirectory([make_target(access=CHAP_ALICE)])
+    login = make_login(directory)
+    assert status(respond(login, text(*NAMES, "AuthMethod=CHAP"), transit=False, current_stage=0)) == 0
+    directory.redirect_to = "192.0.2.7:3260"
+    assert status(respond(login, text("CHAP_A=7"), transit=False, current_stage=0)) == 0
+    assert status(respond(login, text("CHAP_N=alice", "CHAP_R=0x00"), transit=False, current_stage=0)) == 0x0201
+    assert len(directory.places_asked) == 1
+
+
+def test_a_target_that_goes_away_while_others_are_asked_takes_no_login() -> None:
+    target = make_target()
+    directory = FakeDirectory([target], while_asked=lambda: setattr(target, "ready", False))
+    assert status(respond(make_login(directory), text(*NAMES))) == 0x0301
 
 
 def test_nobody_gets_in_without_the_proof() -> None:
