@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ import pytest
 from initiator_sim.fleet import Assignment, Fleet
 from initiator_sim.personalities import LIBISCSI, OPEN_ISCSI, PERSONALITIES
 from initiator_sim.workload import Plan
+from tests.support.file_systems import Ext4
+from tests.support.member import Member
 from tests.support.target import Target, Volume
 
 TGT = "iqn.2026-01.org.example.tgt:"
@@ -154,3 +157,39 @@ def test_what_was_there_before_is_not_taken_for_an_error(target: Target) -> None
     volume = target.create_volume("used", SIZE_BYTES)
     assert_sound(run(load(volume, 1.0, personality=OPEN_ISCSI)))
     assert_sound(run(load(volume, 1.0, personality=OPEN_ISCSI)))
+
+
+@pytest.mark.slow
+def test_what_was_flushed_is_there_after_power_failures(
+    new_member: Callable[..., Member], ext4_disk: Callable[[int], Ext4]
+) -> None:
+    disk = ext4_disk(64 << 20)
+    member = new_member(pool=disk.directory / "pool", store=disk.directory / "group.sqlite")
+    member.start()
+    volume = member.create_volume("disk", SIZE_BYTES)
+
+    def fail(fleet: Fleet) -> None:
+        disk.lose_power()
+        member.kill()
+        fleet.target_crashed()
+
+    def repair() -> None:
+        disk.unmount()
+        disk.mount()
+        member.restart()
+
+    async def power_failures(fleet: Fleet) -> None:
+        for _ in range(3):
+            await asyncio.sleep(1.0)
+            fail(fleet)
+            await asyncio.to_thread(repair)
+        await asyncio.sleep(1.0)
+        fleet.finish()
+
+    patient = replace(PERSONALITIES["esxi"], login_retry_s=0.1)
+    plan = {"read_share": 0.3, "flush_every": 20}
+    report = run(load(volume, 100.0, sessions=2, crashes=True, personality=patient, plan=plan), power_failures)
+    assert report["verify"]["violations"] == []
+    assert report["verify"]["reads_checked"] > 100
+    assert report["logins"] >= 8
+    assert report["others"] > 10
