@@ -44,6 +44,7 @@ PURE = (
     "metadata/schema.py",
     "volume/device.py",
     "volume/partition_map.py",
+    "volume/stored_map.py",
     "peer/frames.py",
     "group/efficiency.py",
     "group/load_monitor.py",
