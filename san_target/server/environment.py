@@ -8,13 +8,19 @@ import secrets
 import socket
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from san_target.admin.http_server import AdminServer, listen
 from san_target.group.membership import LEASE_TTL_S
 from san_target.metadata import clock as machine_clock
 from san_target.metadata.factory import make_store
 from san_target.metadata.store import Store
+from san_target.server import portal_socket
 from san_target.storage.pool import Pool
 from san_target.storage.threads import ThreadPool, Threads
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 
 class Environment:
@@ -50,6 +56,18 @@ class Environment:
 
     def host_name(self) -> str:
         return socket.gethostname()
+
+    async def listen_portal(self, host: str, port: int) -> socket.socket:
+        """A socket that listens for initiators and never blocks. OSError."""
+        return await portal_socket.listen(host, port)
+
+    def make_admin_server(self, app: "ASGIApp", host: str, port: int) -> AdminServer:
+        """Bound, not yet serving. OSError."""
+        return AdminServer(app, listen(host, port))
+
+    def make_directory(self, directory: Path) -> None:
+        """For the pool, and whatever lies beside it. OSError."""
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def make_threads(self) -> Threads:
         return ThreadPool()

@@ -5,14 +5,13 @@ import errno
 import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 from typing import Literal, TypeVar
 
 import structlog
 
 import san_target
 from san_target.admin.app import create_app
-from san_target.admin.http_server import AdminServer, listen
+from san_target.admin.http_server import AdminServer
 from san_target.admin.security import check_exposure
 from san_target.group.errors import AdministrationError
 from san_target.group.group_record import ensure_group, find_group
@@ -40,7 +39,6 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-POOL_RECORD = "pool.json"  # in a pool's directory; see storage.pool
 SAMPLE_S = 2.0
 SAMPLED_AT_ONCE = 64
 
@@ -128,12 +126,12 @@ class Member:
         config, environment = self.config, self.environment
         check_exposure(parse_address(config.admin)[0], self._token)
         store = environment.make_store(config.store_url)
-        _make_directory(config.pool_directory)
+        self._make_directory()
         await store.open()
         self._store = store
-        group = await self._find_group(store)
         self._threads = environment.make_threads()
         pool = environment.make_pool(config.pool_directory, self._threads)
+        group = await self._find_group(store, pool)
         await pool.open(group.id, (await store.range("")).revision)
         self._pool = pool
         self._membership = Membership(store, self.name, pool.pool_id, environment.boottime_s, environment.lease_ttl_s)
@@ -150,9 +148,22 @@ class Member:
             "member serves", member=self.name, incarnation=self.membership.incarnation, version=san_target.__version__
         )
 
-    async def _find_group(self, store: Store) -> GroupRecord:
+    def _make_directory(self) -> None:
+        directory = self.config.pool_directory
+        try:
+            self.environment.make_directory(directory)
+        except OSError as error:
+            advice = {
+                errno.EROFS: "its file system is read-only; mount it writable or give another --dir",
+                errno.EACCES: "permission is denied; give it to the user that runs the member",
+                errno.EEXIST: "it is no directory; give another --dir",
+                errno.ENOTDIR: "a part of its path is no directory; give another --dir",
+            }.get(error.errno or 0, error.strerror or str(error))
+            raise ConfigError(f"the pool directory {directory} cannot be made: {advice}") from error
+
+    async def _find_group(self, store: Store, pool: Pool) -> GroupRecord:
         """A pool in use says that there was a group: then none is made in a store that has none."""
-        if (self.config.pool_directory / POOL_RECORD).exists() and await find_group(store) is None:
+        if pool.exists() and await find_group(store) is None:
             raise StoreError(
                 f"the store {self.config.store_url} is empty, but the pool {self.config.directory} belongs to a group; "
                 "restore the store from a backup, or give the right --store"
@@ -176,7 +187,11 @@ class Member:
         self._volumes = Volumes(self.store, group, self.name, self._sessions_on, self.environment.new_id)
         self._exports = Exports(self.store, self._volumes, group, surroundings, self.environment)
         self._portal_server = PortalServer(
-            directory, self.config.limits.target_limits(), self.config.weak_chap, self.config.busy_poll_us / 1e6
+            directory,
+            self.config.limits.target_limits(),
+            self.config.weak_chap,
+            self.config.busy_poll_us / 1e6,
+            self.environment,
         )
         # Read after the lease was granted: what an earlier owner committed before that is in it.
         await self._exports.load(await self.store.range(""))
@@ -195,10 +210,9 @@ class Member:
         host, port = parse_address(self.config.admin)
         app = create_app(Service(self), self._token, host)
         try:
-            listener = listen(host, port)
+            self._admin = self.environment.make_admin_server(app, host, port)
         except OSError as error:
             raise _address_error("admin port", self.config.admin, "--admin", error) from error
-        self._admin = AdminServer(app, listener)
         self.admin_address = address_text(self._admin.address)
         await self._admin.start()
 
@@ -318,19 +332,6 @@ def _started(part: T | None) -> T:
     if part is None:
         raise AssertionError("the member has not started")
     return part
-
-
-def _make_directory(directory: Path) -> None:
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        advice = {
-            errno.EROFS: "its file system is read-only; mount it writable or give another --dir",
-            errno.EACCES: "permission is denied; give it to the user that runs the member",
-            errno.EEXIST: "it is no directory; give another --dir",
-            errno.ENOTDIR: "a part of its path is no directory; give another --dir",
-        }.get(error.errno or 0, error.strerror or str(error))
-        raise ConfigError(f"the pool directory {directory} cannot be made: {advice}") from error
 
 
 def _address_error(what: str, address: str, option: str, error: OSError) -> ConfigError:

@@ -3,11 +3,11 @@
 import asyncio
 import errno
 import socket
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from san_target.server.environment import Environment
 from san_target.server.portal_connection import PortalConnection
 from san_target.session.connection import Stage
 from san_target.session.host import Arena
@@ -51,9 +51,17 @@ class PortalServer:
     """The iSCSI portals of a member. start() may be called once per address."""
 
     def __init__(
-        self, directory: "Directory", limits: "TargetLimits", weak_chap: bool = True, busy_poll_s: float = 0.0
+        self,
+        directory: "Directory",
+        limits: "TargetLimits",
+        weak_chap: bool = True,
+        busy_poll_s: float = 0.0,
+        environment: Environment | None = None,
     ) -> None:
+        self._environment = environment or Environment()
         self.loop = asyncio.get_running_loop()
+        self.now = self._environment.now_s
+        self.random_bytes = self._environment.random_bytes
         self.directory = directory
         self.limits = limits
         self.weak_chap = weak_chap
@@ -77,18 +85,7 @@ class PortalServer:
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
         """Listen on an address (port 0 = a free one); returns the bound (host, port). OSError if that cannot be."""
-        info = (await self.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE))[0]
-        listener = socket.socket(info[0], socket.SOCK_STREAM)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if info[0] == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind(info[4])
-            listener.listen(1024)
-            listener.setblocking(False)
-        except OSError:
-            listener.close()
-            raise
+        listener = await self._environment.listen_portal(host, port)
         self._listeners.append(listener)
         self.loop.add_reader(listener, self._on_acceptable, listener)
         if self._ticker is None:
@@ -132,7 +129,7 @@ class PortalServer:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            now = time.monotonic()
+            now = self.now()
             for connection in list(self.connections):
                 connection.tick(now)
 

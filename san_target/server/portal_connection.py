@@ -6,10 +6,8 @@ joins the buffers of an answer before it sends them (a copy of all data) and kno
 """
 
 import asyncio
-import secrets
 import socket
 import struct
-import time
 from collections import deque
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
@@ -46,7 +44,9 @@ class PortalConnection:
         self._unsent: deque[memoryview] = deque()
         self._unsent_bytes = 0
         self._own_arena: Arena | None = None
-        self._progress_s = time.monotonic()
+        self.now = server.now  # (Host.now and Host.random_bytes)
+        self.random_bytes = server.random_bytes
+        self._progress_s = self.now()
         self._polls_to_leave_out = 0
         self._polls_left_out = 0
         self._reading = False
@@ -72,12 +72,6 @@ class PortalConnection:
     def event(self) -> asyncio.Event:
         return asyncio.Event()
 
-    def now(self) -> float:
-        return time.monotonic()
-
-    def random_bytes(self, count: int) -> bytes:
-        return secrets.token_bytes(count)
-
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)
         self._server.running.add(task)
@@ -90,14 +84,14 @@ class PortalConnection:
 
     def began(self, session: "Session") -> None:
         self._server.logging_in.pop(self, None)
-        if self._server.log_budget.grants(time.monotonic()):
+        if self._server.log_budget.grants(self.now()):
             target = session.target.iqn if session.target is not None else "discovery"
             log.info("session begins", initiator=session.initiator_name, target=target, peer=session.address)
 
     def _log_end(self) -> None:
         connection = self.connection
         session = connection.session
-        if not self._server.log_budget.grants(time.monotonic()):
+        if not self._server.log_budget.grants(self.now()):
             return
         if session is not None:
             target = session.target.iqn if session.target is not None else "discovery"
@@ -146,7 +140,7 @@ class PortalConnection:
             if sent < sum(map(len, chunk)):
                 if self._keep(outgoing[start:], sent):
                     self._loop.add_writer(self._socket, self._on_writable)
-                    self._progress_s = time.monotonic()
+                    self._progress_s = self.now()
                 return
         if self._server.serving is self:
             # Everything taken from the shared arena in this batch has left: other connections took nothing meanwhile.
@@ -199,7 +193,7 @@ class PortalConnection:
         if self._closing or self._closed:
             return
         self._closing = True
-        self._closing_s = time.monotonic()
+        self._closing_s = self.now()
         self._loop.call_soon(self._finish_closing)
 
     def _finish_closing(self) -> None:
@@ -249,12 +243,12 @@ class PortalConnection:
             self._polls_left_out += 1
             return
         self._polls_left_out = 0
-        now = time.monotonic()
+        now = self.now()
         others_turn = now + BUSY_POLL_TURN_S
         deadline = now + self._server.busy_poll_s
         while self._reading and not self._closing:
             answers = self._receive()
-            now = time.monotonic()
+            now = self.now()
             if answers == 0 and now > deadline:
                 self._polls_to_leave_out = min(2 * self._polls_to_leave_out + 1, POLLS_LEFT_OUT_MAX)
                 return
@@ -331,7 +325,7 @@ class PortalConnection:
             except OSError as error:
                 self._lost(error)
                 return
-            self._progress_s = time.monotonic()
+            self._progress_s = self.now()
             self._unsent_bytes -= sent
             while sent:
                 first = self._unsent[0]

@@ -14,7 +14,6 @@ import pytest
 from san_target.metadata.schema import LeaseRecord, MemberRecord, decode, lease_key, member_key
 from san_target.metadata.sqlite import SqliteStore
 from san_target.metadata.store import Store
-from san_target.server import member as member_module
 from san_target.server.environment import Environment
 from san_target.server.member import Member, StartError
 from san_target.storage.pool import Pool
@@ -338,16 +337,3 @@ class TestStore:
                 initiator.close()
 
         run(body)
-
-
-def test_the_constant_for_the_pools_record_is_right(tmp_path: Path) -> None:
-    async def body() -> None:
-        environment = MemoryEnvironment()
-        threads = environment.make_threads()
-        pool = Pool(tmp_path, threads)
-        await pool.open("0" * 32, 1)
-        assert (tmp_path / member_module.POOL_RECORD).is_file()
-        await pool.close()
-        threads.close()
-
-    run(body)

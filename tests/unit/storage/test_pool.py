@@ -531,3 +531,16 @@ def test_a_pool_in_a_file_is_refused_with_advice(tmp_path: Path) -> None:
                 pass
 
     run(work())
+
+
+def test_it_exists_once_it_was_opened(tmp_path: Path) -> None:
+    """A member takes it from this that there was a group before."""
+
+    async def work() -> None:
+        pool = Pool(tmp_path, SynchronousThreads())
+        assert not pool.exists()
+        async with opened(tmp_path):
+            pass
+        assert pool.exists()
+
+    run(work())

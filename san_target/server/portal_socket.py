@@ -1,0 +1,22 @@
+"""Where initiators knock: listening sockets."""
+
+import asyncio
+import socket
+
+
+async def listen(host: str, port: int) -> socket.socket:
+    """A listening socket that does not block; port 0 = a free one. OSError if that cannot be."""
+    loop = asyncio.get_running_loop()
+    info = (await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE))[0]
+    listener = socket.socket(info[0], socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if info[0] == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(info[4])
+        listener.listen(1024)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
