@@ -1,0 +1,161 @@
+"""Control messages from member to member: what goes into a CONTROL request, and what comes back. Pure.
+
+Each is a tagged struct; whoever adds a kind declares it here and puts it into `AnyMessage`. Fields that are added later
+have defaults, so that members of neighbouring versions understand each other.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from san_target.peer.frames import Payload
+
+CONTROL_BYTES_MAX: Final = 1 << 20
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """Base of all kinds; the tag is the name of the class."""
+
+
+class Done(Message, frozen=True):
+    """It is done; there is nothing more to say."""
+
+
+class FenceIngress(Message, frozen=True):
+    """Take nothing any more from this incarnation of a member, or from older ones; Done when what it had sent ended."""
+
+    member: str
+    incarnation: int
+
+
+class TicketRequest(Message, frozen=True):
+    """Will you serve this login? To be answered in milliseconds: an initiator waits. isid: 6 bytes; target: its IQN."""
+
+    target: str
+    initiator_name: str
+    isid: bytes
+
+
+class TicketReply(Message, frozen=True):
+    """accepted: send it here, it will be served. sessions: as in `SessionCount`, this one counted."""
+
+    accepted: bool
+    sessions: int
+    reason: str = ""
+
+
+class SessionCountRequest(Message, frozen=True):
+    """How many sessions do you have?"""
+
+
+class SessionCount(Message, frozen=True):
+    """sessions: logged in to targets, and logins that a ticket was given for."""
+
+    sessions: int
+
+
+class SessionInfo(msgspec.Struct, frozen=True):
+    """A session as its member shows it; the fields are those of `admin.service.Session`."""
+
+    id: str
+    initiator: str
+    isid: str
+    volume: str
+    member: str
+    address: str
+    since: str
+    iops: float = 0.0
+    bytes_per_second: float = 0.0
+    owners: dict[str, float] = {}
+    user: str = ""
+    header_digest: bool = False
+    data_digest: bool = False
+    commands: int = 0
+    commands_in_flight: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    problem: str = ""
+
+
+class SessionsRequest(Message, frozen=True):
+    """Your sessions, a page at a time: those with a session handle (TSIH) above `after`."""
+
+    after: int = 0
+
+
+class SessionsReply(Message, frozen=True):
+    """next: the `after` of the next page, 0 = this is the last. problems: by volume, also of one without a session."""
+
+    sessions: tuple[SessionInfo, ...]
+    next: int = 0
+    problems: dict[str, tuple[str, ...]] = {}
+
+
+class DropSession(Message, frozen=True):
+    """End this session; its initiator may log in again."""
+
+    session_id: str
+
+
+class Dropped(Message, frozen=True):
+    """found: there was such a session."""
+
+    found: bool
+
+
+class PortalInfo(msgspec.Struct, frozen=True):
+    """A portal as its member shows it: as bound, as told to initiators, and how many sessions came through it."""
+
+    address: str
+    advertised: str
+    sessions: int = 0
+
+
+class PortalsRequest(Message, frozen=True):
+    """Your portals?"""
+
+
+class PortalsReply(Message, frozen=True):
+    portals: tuple[PortalInfo, ...]
+
+
+AnyMessage = (
+    Done
+    | FenceIngress
+    | TicketRequest
+    | TicketReply
+    | SessionCountRequest
+    | SessionCount
+    | SessionsRequest
+    | SessionsReply
+    | DropSession
+    | Dropped
+    | PortalsRequest
+    | PortalsReply
+)
+
+
+class ControlRefused(Exception):
+    """The other member does not do what was asked; the message says why."""
+
+
+class MessageError(Exception):
+    """These bytes are no control message that this version knows."""
+
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decoder: Final = msgspec.msgpack.Decoder(AnyMessage)
+
+
+def encode(message: Message) -> bytes:
+    return _encode(message)
+
+
+def decode(payload: "Payload") -> Message:
+    """Raises MessageError."""
+    try:
+        message: Message = _decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MessageError(f"no control message: {error}") from None
+    return message
