@@ -7,6 +7,8 @@ import asyncio
 import secrets
 import socket
 import time
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,9 @@ from san_target.group.membership import LEASE_TTL_S
 from san_target.metadata import clock as machine_clock
 from san_target.metadata.factory import make_store
 from san_target.metadata.store import Store
-from san_target.server import portal_socket
+from san_target.peer.transport import PeerListener, Receiver, Transport
+from san_target.server import peer_socket, portal_socket
+from san_target.server.peer_tls import PeerTls
 from san_target.storage.pool import Pool
 from san_target.storage.threads import ThreadPool, Threads
 
@@ -27,9 +31,11 @@ class Environment:
     """The real world. The constructor starts nothing.
 
     lease_ttl_s: how long others wait for a member that gives no sign of life.
+    peer_tls: certificates for connections between members; None = plain ones.
     """
 
     lease_ttl_s = LEASE_TTL_S
+    peer_tls: PeerTls | None = None
 
     def now_s(self) -> float:
         """Monotonic seconds, for intervals within this process."""
@@ -78,3 +84,15 @@ class Environment:
 
     def make_pool(self, directory: Path, threads: Threads) -> Pool:
         return Pool(directory, threads)
+
+    @cached_property
+    def _peer_buffer(self) -> memoryview:
+        return peer_socket.new_receive_buffer()
+
+    async def connect_peer(self, address: str, make_receiver: Callable[[Transport], Receiver]) -> Transport:
+        """A connection to another member's peer port, "host:port". OSError with a text that says why."""
+        return await peer_socket.connect(address, make_receiver, self._peer_buffer, self.peer_tls)
+
+    async def listen_peers(self, address: str, make_receiver: Callable[[Transport, str], Receiver]) -> PeerListener:
+        """Take connections of other members at "host:port" (port 0 = a free one). OSError."""
+        return await peer_socket.listen(address, make_receiver, self._peer_buffer, self.peer_tls)

@@ -3,12 +3,13 @@
 import asyncio
 import errno
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from san_target.server.environment import Environment
 from san_target.server.portal_connection import PortalConnection
+from san_target.server.portal_socket import address_text as address_text
 from san_target.session.connection import Stage
 from san_target.session.host import Arena
 from san_target.session.session import PortalCounters
@@ -190,9 +191,3 @@ class PortalServer:
         await asyncio.gather(*(each.connection.terminate("the member stops") for each in connections))
         while self.running:  # commands of connections that were gone before, too
             await asyncio.wait(self.running)
-
-
-def address_text(address: tuple[Any, ...]) -> str:
-    """ "host:port", with brackets around an IPv6 host."""
-    host, port = address[0], address[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,7 +1,8 @@
-"""Where initiators knock: listening sockets."""
+"""Listening sockets, and how addresses are written."""
 
 import asyncio
 import socket
+from typing import Any
 
 
 async def listen(host: str, port: int) -> socket.socket:
@@ -20,3 +21,9 @@ async def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def address_text(address: tuple[Any, ...]) -> str:
+    """ "host:port", with brackets around an IPv6 host."""
+    host, port = address[0], address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
