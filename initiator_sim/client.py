@@ -32,7 +32,6 @@ from san_target.wire.text import TextError, decode_pairs
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-RETRY_LATER_S: Final = 0.1
 PATIENCE_S: Final = 60.0
 DISK_TYPE: Final = 0x00
 
@@ -100,6 +99,7 @@ class Disk:
         Returns the data read.
         """
         give_up_s = time.monotonic() + PATIENCE_S
+        refusals = 0
         while True:
             task = await self.once(cdb, read_bytes=read_bytes, data=data)
             verdict = judge(task)
@@ -108,7 +108,11 @@ class Disk:
             if verdict is Verdict.FAIL or time.monotonic() > give_up_s:
                 raise ScsiError(task)
             if verdict is Verdict.RETRY_LATER:
-                await asyncio.sleep(RETRY_LATER_S)
+                refusals += 1
+                wait_s = self.paths[0].personality.wait_after_busy_s(refusals)
+                if wait_s is None:
+                    raise ScsiError(task)
+                await asyncio.sleep(wait_s)
 
     async def read(self, lba: int, blocks: int, fua: bool = False) -> bytes:
         return await self.execute(cdbs.read16(lba, blocks, fua), read_bytes=blocks * self.block_bytes)

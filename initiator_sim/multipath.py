@@ -1,5 +1,7 @@
 """Several paths to one disk, used in turn; a path that is lost hands its commands to the others."""
 
+from collections import deque
+
 from initiator_sim.path import Path
 from initiator_sim.task import Task
 
@@ -16,9 +18,11 @@ class Multipath:
             raise ValueError("at least one path")
         self.paths = paths
         self._turn = 0
+        self._waiting: deque[Task] = deque()
         if len(paths) > 1:
             for path in paths:
                 path.on_down = self._take_over
+                path.on_change = self._changed
 
     def choose(self) -> Path | None:
         """The next path that is up; None if none is."""
@@ -31,11 +35,19 @@ class Multipath:
         return None
 
     def submit(self, task: Task) -> None:
-        (self.choose() or self._best()).submit(task)
+        """Send a task on one of the paths; with all of them over it ends with Failure.PATH_LOST."""
+        path = self.choose()
+        if path is None and (len(self.paths) == 1 or all(each.is_over for each in self.paths)):
+            path = self.paths[0]
+        if path is None:
+            self._waiting.append(task)
+        else:
+            path.submit(task)
 
-    def _best(self) -> Path:
-        """Where a command waits while all are down: at one that may come back."""
-        return next((path for path in self.paths if path.failed is None), self.paths[0])
+    def _changed(self, path: Path) -> None:
+        if path.up or all(each.is_over for each in self.paths):
+            for _ in range(len(self._waiting)):
+                self.submit(self._waiting.popleft())
 
     def _take_over(self, lost: Path, tasks: list[Task]) -> None:
         for task in tasks:

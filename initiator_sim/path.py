@@ -17,13 +17,14 @@ from initiator_sim.nexus import Event, Kind, Nexus, random_isid, split_address
 from initiator_sim.parameters import Pair
 from initiator_sim.personalities import Personality, Reaction
 from initiator_sim.reactor import Buffers, Connection, Reactor
+from initiator_sim.sense import says_other_luns
 from initiator_sim.session import ProtocolError, Session
 from initiator_sim.task import Failure, Task
 from initiator_sim.watch import Watch
 from san_target.wire import opcodes
 from san_target.wire.errors import PduError
 from san_target.wire.framer import FramingError, Pdu
-from san_target.wire.text import encode_pairs
+from san_target.wire.text import TextError, decode_pairs, encode_pairs
 
 EVENTS_MAX: Final = 10000
 VIOLATIONS_MAX: Final = 5  # then a path gives up: the same command would meet the same mistake again
@@ -38,7 +39,8 @@ class Path:
     """One nexus. `connect` before the first submit; `close` at the end.
 
     session is None while there is none. on_reissue(task), if set, is called for each task that was sent before and is
-    about to be sent again; on_down(path, tasks), if set, takes over the unfinished tasks when the connection is lost.
+    about to be sent again; on_down(path, tasks), if set, takes over the unfinished tasks when the connection is lost;
+    on_change(path), if set, hears that there is a session again, or that there will be none any more.
     """
 
     def __init__(self, reactor: Reactor, personality: Personality, nexus: Nexus, depth: int | None = None) -> None:
@@ -54,6 +56,7 @@ class Path:
         self.failed: str | None = None
         self.on_reissue: Callable[[Task], None] | None = None
         self.on_down: Callable[[Path, list[Task]], None] | None = None
+        self.on_change: Callable[[Path], None] | None = None
         self.on_event: Callable[[Path, Event], None] | None = None
         self._reactor = reactor
         self._depth = personality.queue_depth if depth is None else depth
@@ -76,6 +79,11 @@ class Path:
     def up(self) -> bool:
         return self.session is not None and not self.session.logging_out
 
+    @property
+    def is_over(self) -> bool:
+        """It was closed or given up: there will be no session any more."""
+        return self._closing or self.failed is not None
+
     def submit(self, task: Task) -> None:
         """Send a task, as soon as there is a session; it ends with Failure.PATH_LOST where there will be none."""
         self.enqueue(task)
@@ -86,7 +94,7 @@ class Path:
         session = self.session
         if session is not None and not session.logging_out:
             session.submit(task)
-        elif self.failed is not None or self._closing:
+        elif self.is_over:
             # Never from inside the caller: it may be about to submit more.
             self._reactor.loop.call_soon(_end, task, Failure.PATH_LOST)
         else:
@@ -149,7 +157,7 @@ class Path:
                 # RFC 7143 11.13.5: class 3 may be tried again.
                 if error.status >> 8 != 3 or attempt == self.personality.login_retries:
                     raise
-            await asyncio.sleep(min(self.personality.login_retry_s, 1.0))
+            await asyncio.sleep(min(self.personality.wait_after_failure_s(attempt + 1), 1.0))
         self._reactor.add_ticking(self)
 
     async def close(self) -> None:
@@ -259,6 +267,7 @@ class Path:
             self._note(Kind.BACK, self.address, pause_s=pause_s)
         for _ in range(len(self._pending)):
             self.session.submit(self._pending.popleft())
+        self._tell_change()
 
     def _note(self, kind: Kind, address: str, text: str = "", pause_s: float = 0.0) -> None:
         event = Event(time.monotonic(), kind, address, text, pause_s)
@@ -311,14 +320,15 @@ class Path:
         for text, count in session.remarks.items():
             self.remarks[text] = self.remarks.get(text, 0) + count
         self._watch.fail_waiters(ConnectionError("the connection was lost"))
+        sent = len(session.tasks)
         unfinished = session.lost()
         self._down_since = time.monotonic()
         if self._closing:
-            self._pending.extendleft(reversed(unfinished))
+            self._requeue(unfinished, sent)
             self._fail_pending()
             return
         self._note(Kind.LOST, self.address, "" if error is None else str(error))
-        self._requeue(unfinished)
+        self._requeue(unfinished, sent)
         if len(self.violations) >= VIOLATIONS_MAX:
             self._give_up(self.violations[-1])
             return
@@ -327,11 +337,11 @@ class Path:
             wait_s = session.parameters.default_time2wait_s if self.personality.obeys_time2wait else 0.0
         self._recovery = self._reactor.loop.create_task(self._recover(wait_s))
 
-    def _requeue(self, unfinished: list[Task]) -> None:
+    def _requeue(self, unfinished: list[Task], sent: int) -> None:
+        """The first `sent` of them were sent."""
         if self.on_reissue is not None:
-            for task in unfinished:
-                if task.attempts:
-                    self.on_reissue(task)
+            for task in unfinished[:sent]:
+                self.on_reissue(task)
         tasks = [*unfinished, *self._pending]
         self._pending.clear()
         if self.on_down is not None:
@@ -343,8 +353,10 @@ class Path:
         personality = self.personality
         assert self._down_since is not None
         give_up_s = self._down_since + personality.replacement_timeout_s
-        gap_s = self._last_login_s + personality.reconnect_gap_s - time.monotonic()
-        await asyncio.sleep(max(wait_s, gap_s, 0.0))
+        if self._time2wait_s is None:
+            wait_s = max(wait_s, self._last_login_s + personality.reconnect_gap_s - time.monotonic())
+        await asyncio.sleep(max(wait_s, 0.0))
+        failures = 0
         while True:
             try:
                 await self._log_in()
@@ -355,7 +367,8 @@ class Path:
                 if (isinstance(error, LoginError) and error.final) or time.monotonic() > give_up_s:
                     self._give_up(reason)
                     return
-            await asyncio.sleep(personality.login_retry_s)
+            failures += 1
+            await asyncio.sleep(personality.wait_after_failure_s(failures))
 
     def _give_up(self, reason: str) -> None:
         self.failed = reason
@@ -365,10 +378,15 @@ class Path:
     def _fail_pending(self) -> None:
         while self._pending:
             _end(self._pending.popleft(), Failure.PATH_LOST)
+        self._tell_change()
+
+    def _tell_change(self) -> None:
+        if self.on_change is not None:
+            self.on_change(self)
 
     # --- Reactions of the session ---------------------------------------------------------------------------------
 
-    def async_message(self, event: int, vcode: int, parameter1: int, parameter2: int, parameter3: int) -> None:
+    def async_message(self, event: int, parameters: tuple[int, int, int, int], data: bytes) -> None:
         reaction = self.personality.reactions.get(event, Reaction.IGNORE)
         session = self.session
         if session is None or session.logging_out:
@@ -378,13 +396,25 @@ class Path:
             self._watch.logout_by_s = time.monotonic() + self.personality.logout_timeout_s
             session.logout(self._logged_out)
         elif reaction is Reaction.AWAIT_CLOSE:
-            self._note(Kind.ASKED_TO_MOVE, self.address, f"async event {event}, Time2Wait {parameter2} s")
-            self._time2wait_s = parameter2
-        elif reaction is Reaction.RESCAN:
+            time2wait_s = parameters[2]
+            self._note(Kind.ASKED_TO_MOVE, self.address, f"async event {event}, Time2Wait {time2wait_s} s")
+            self._time2wait_s = time2wait_s
+        elif reaction is Reaction.RESCAN and says_other_luns(data):
             self._note(Kind.RESCAN, self.address)
         elif reaction is Reaction.RENEGOTIATE:
             value = str(session.parameters.max_recv_data_segment_length)
-            session.text(encode_pairs([("MaxRecvDataSegmentLength", value)]), lambda header, data: None)
+            session.text(encode_pairs([("MaxRecvDataSegmentLength", value)]), self._renegotiated)
+
+    def _renegotiated(self, header: Any, data: bytes) -> None:
+        """What the target can take from now on (RFC 7143 13.12: declared by each side at any time)."""
+        try:
+            found = dict(decode_pairs(data)).get("MaxRecvDataSegmentLength", "")
+        except TextError as error:
+            raise ProtocolError(f"malformed answer to a Text Request: {error}") from None
+        if self.session is not None and found:
+            if not found.isdecimal() or not 512 <= int(found) < 1 << 24:
+                raise ProtocolError(f"MaxRecvDataSegmentLength={found} (RFC 7143 13.12)")
+            self.session.parameters.max_send_data_segment_length = int(found)
 
     def rejected(self, reason: int, bhs: bytes) -> None:
         self._note(Kind.VIOLATION, self.address, f"Reject with reason {reason:#04x} of PDU {bhs[:1].hex()}")
@@ -392,7 +422,8 @@ class Path:
 
     def _logged_out(self, header: Any, data: bytes) -> None:
         if self._connection is not None:
-            self._connection.close()
+            # A target that closes by itself is quicker, and then closing again is nothing.
+            self._reactor.loop.call_later(self.personality.close_wait_s, self._connection.close)
 
     # --- timers ---------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ class Reaction(Enum):
     """What an initiator does about an asynchronous message (RFC 7143 11.9.1)."""
 
     IGNORE = "nothing"
-    RESCAN = "looks at the logical units again"
+    RESCAN = "looks at the logical units again when the sense data says that there are others (3Fh/0Eh)"
     LOGOUT = "logs out at once, commands in flight or not, then logs in again"
     AWAIT_CLOSE = "remembers Time2Wait (Parameter2) and waits for the target to close"
     RENEGOTIATE = "sends a Text Request with its MaxRecvDataSegmentLength"
@@ -40,7 +40,12 @@ class Personality:
     returns_to_configured after a loss goes to the configured portal, not to where it was redirected
     new_isid_each_login   every login takes a new random ISID
     obeys_time2wait       waits DefaultTime2Wait before it logs in again
-    reconnect_gap_s       least time between two logins of a session
+    login_retry_s         wait after a login that failed; each further one waits login_retry_more_s longer, up to
+                          login_retry_max_s
+    reconnect_gap_s       least time between two logins of a session, unless the target announced a Time2Wait
+    close_wait_s          after a Logout Response, how long the target is given to close the connection
+    busy_retry_s          waits before a command that ended with BUSY is sent again, one after the other; then it fails
+                          (empty = 0.1 s each time, for ever)
     command_timeout_s     then ABORT TASK, after abort_timeout_s LOGICAL UNIT RESET, after reset_timeout_s a new login
     replacement_timeout_s how long commands wait for a lost session before they fail
     queue_depth           commands in flight per session
@@ -60,8 +65,12 @@ class Personality:
     login_timeout_s: float = 15.0
     login_retries: int = 8
     login_retry_s: float = 3.0
+    login_retry_more_s: float = 0.0
+    login_retry_max_s: float = 30.0
     logout_timeout_s: float = 15.0
     reconnect_gap_s: float = 0.0
+    close_wait_s: float = 0.0
+    busy_retry_s: tuple[float, ...] = ()
     nop_interval_s: float = 5.0
     nop_timeout_s: float = 5.0
     command_timeout_s: float = 30.0
@@ -69,6 +78,16 @@ class Personality:
     reset_timeout_s: float = 30.0
     replacement_timeout_s: float = 120.0
     queue_depth: int = 32
+
+    def wait_after_failure_s(self, failures: int) -> float:
+        """How long to wait after so many logins that failed, one after the other."""
+        return min(self.login_retry_s + (failures - 1) * self.login_retry_more_s, self.login_retry_max_s)
+
+    def wait_after_busy_s(self, refusals: int) -> float | None:
+        """How long to wait after a command was refused so many times; None: no more, it fails."""
+        if not self.busy_retry_s:
+            return 0.1
+        return self.busy_retry_s[refusals - 1] if refusals <= len(self.busy_retry_s) else None
 
 
 OPEN_ISCSI: Final = Personality(
@@ -134,8 +153,11 @@ LIBISCSI: Final = Personality(
     follows_permanent=False,
     new_isid_each_login=True,
     obeys_time2wait=False,
-    login_retry_s=0.5,
+    login_retry_s=1.0,
+    login_retry_more_s=1.0,
     reconnect_gap_s=3.0,
+    close_wait_s=0.5,
+    busy_retry_s=(0.008, 0.032, 0.128, 0.512, 2.048, 8.192, 32.768),  # QEMU
     nop_timeout_s=15.0,  # QEMU: three unanswered NOPs, one every 5 s
     queue_depth=128,
 )

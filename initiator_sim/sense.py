@@ -84,3 +84,9 @@ def describe(task: Task) -> str:
     name = scsi.STATUS_NAMES.get(task.status, f"status {task.status:02x}h")
     sense = Sense.parse(task.sense)
     return f"{name}: {sense}" if sense else name
+
+
+def says_other_luns(data: bytes) -> bool:
+    """REPORTED LUNS DATA HAS CHANGED, in an asynchronous message's data (RFC 7143 11.9.4: a length, then sense)."""
+    sense = Sense.parse(data[2 : 2 + int.from_bytes(data[:2], "big")])
+    return sense is not None and (sense.asc, sense.ascq) == (0x3F, 0x0E)

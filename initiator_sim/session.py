@@ -45,8 +45,8 @@ class ProtocolError(Exception):
 class Reactions(Protocol):
     """What the owner of a session hears about beside the ends of its tasks."""
 
-    def async_message(self, event: int, vcode: int, parameter1: int, parameter2: int, parameter3: int) -> None:
-        """RFC 7143 11.9.1; parameters are 0 where an event does not define them."""
+    def async_message(self, event: int, parameters: tuple[int, int, int, int], data: bytes) -> None:
+        """RFC 7143 11.9. parameters: AsyncVCode and Parameter1 to 3, 0 where an event does not define them."""
 
     def rejected(self, reason: int, bhs: bytes) -> None:
         """A Reject (RFC 7143 11.17) of a PDU that is not a command; bhs is that PDU's header, or less."""
@@ -115,7 +115,6 @@ class Session:
         self._next_itt = itt + 1 if itt < 0xFFFFFFF0 else ITT_FIRST
         task.reset()
         task.itt = itt
-        task.attempts += 1
         cmd_sn = task.sent_cmd_sn = self.cmd_sn
         self.cmd_sn = cmd_sn + 1 & _MASK
         self.commands_sent += 1
@@ -370,9 +369,8 @@ class Session:
             return
         self._status_number(header.stat_sn)
         if opcode == opcodes.ASYNC_MESSAGE:
-            self.reactions.async_message(
-                header.async_event, header.async_vcode, header.parameter1, header.parameter2, header.parameter3
-            )
+            parameters = header.async_vcode, header.parameter1, header.parameter2, header.parameter3
+            self.reactions.async_message(header.async_event, parameters, bytes(pdu.data))
         elif opcode == opcodes.REJECT:
             self._rejected(header.reason, bytes(pdu.data))
         else:

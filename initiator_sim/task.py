@@ -58,7 +58,6 @@ class Task:
 
     __slots__ = (
         "_gathered",
-        "attempts",
         "cdb",
         "context",
         "data",
@@ -104,7 +103,6 @@ class Task:
         self.started = 0.0
         self.itt = 0
         self.sent_cmd_sn = 0
-        self.attempts = 0
         self.reset()
 
     def reset(self) -> None:

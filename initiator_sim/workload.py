@@ -20,7 +20,6 @@ from initiator_sim.task import Failure, Task
 
 WORKLOADS: Final = ("randread", "randwrite", "randrw", "read", "write")
 ERRORS_SHOWN_MAX: Final = 20
-_RETRY_LATER_S: Final = 0.1
 _GATE_S: Final = 0.002
 _ZIPF_RANKS_MAX: Final = 1 << 16
 _SPREAD: Final = 0x9E3779B1  # an odd number: neighbours in rank are no neighbours on the disk
@@ -144,6 +143,8 @@ class Stream:
         self._tokens = 0.0
         self._gate_at_s = 0.0
         self._started_at_s = 0.0
+        self._refusals: dict[Task, tuple[float, int]] = {}
+        """Of a task: when its I/O began, and how often that one was refused."""
         path.on_reissue = self._reissued
 
     # --- start and stop -------------------------------------------------------------------------------------------
@@ -285,17 +286,24 @@ class Stream:
     def _not_good(self, task: Task, now: float) -> None:
         verdict = judge(task)
         self.given_up(task, now)
+        wait_s = self._wait_after_busy_s(task) if verdict is Verdict.RETRY_LATER else None
         if verdict is Verdict.RETRY:
             self.tally.retries += 1
             self.again(task, now)
-        elif verdict is Verdict.RETRY_LATER:
+        elif wait_s is not None:
             self.tally.retries += 1
-            asyncio.get_running_loop().call_later(_RETRY_LATER_S, self._again_later, task)
+            asyncio.get_running_loop().call_later(wait_s, self._again_later, task)
         else:
             self.tally.error(f"{self.path.address}: {task.cdb[:1].hex()}h ended with {describe(task)}")
             if task.failure is Failure.PATH_LOST:
                 self._stopping = True
             self._next(task, now)
+
+    def _wait_after_busy_s(self, task: Task) -> float | None:
+        began_s, refusals = self._refusals.get(task, (0.0, 0))
+        refusals = refusals + 1 if began_s == task.started else 1
+        self._refusals[task] = task.started, refusals
+        return self.path.personality.wait_after_busy_s(refusals)
 
     def again(self, task: Task, now: float) -> None:
         self.path.enqueue(task)

@@ -30,14 +30,15 @@ class Visit:
         padded = await self._reader.readexactly(header.data_segment_length + 3 & ~3)
         return header, padded[: header.data_segment_length]
 
-    def send(self, opcode: int, data: bytes = b"", status: bool = True, **fields: Any) -> None:
+    def send(self, opcode: int, data: bytes = b"", **fields: Any) -> None:
         numbers = {"stat_sn": self._stat_sn, "exp_cmd_sn": self._exp_cmd_sn, "max_cmd_sn": self._exp_cmd_sn + 63}
-        self._stat_sn += status
+        self._stat_sn += 1
         self._writer.write(pdus.build(opcode, len(data), **(numbers | fields)) + data + bytes(-len(data) % 4))
 
-    def ask(self, event: int, time2wait_s: int = 0) -> None:
+    def ask(self, event: int, time2wait_s: int = 0, sense: bytes = b"") -> None:
         """Send an asynchronous message."""
-        self.send(opcodes.ASYNC_MESSAGE, async_event=event, parameter2=time2wait_s)
+        data = len(sense).to_bytes(2, "big") + sense if sense else b""
+        self.send(opcodes.ASYNC_MESSAGE, data, async_event=event, parameter2=time2wait_s)
 
     def drop(self) -> None:
         self._writer.close()
@@ -91,31 +92,45 @@ class Visit:
         itt = {"initiator_task_tag": header.initiator_task_tag}
         if header.opcode == opcodes.SCSI_COMMAND:
             self.commands.append(header)
-            if not self.target.silent:
+            if self.target.statuses:
+                self.send(opcodes.SCSI_RESPONSE, status=self.target.statuses.pop(0), **itt)
+            elif not self.target.silent:
                 length = header.expected_data_transfer_length
                 self.send(opcodes.DATA_IN, bytes(length), final=True, status_present=True, **itt)
         elif header.opcode == opcodes.LOGOUT_REQUEST:
             self.logged_out = True
-            self.send(opcodes.LOGOUT_RESPONSE, **itt)
-            self.drop()
+            if not self.target.deaf:
+                self.send(opcodes.LOGOUT_RESPONSE, **itt)
+            if not self.target.lingers:
+                self.drop()
         elif header.opcode == opcodes.NOP_OUT and not self.target.silent:
             self.send(opcodes.NOP_IN, data, **itt)
         else:
             self.requests.append(header)
-            if header.opcode == opcodes.TASK_MANAGEMENT_REQUEST and not self.target.deaf:
+            if header.opcode == opcodes.TEXT_REQUEST:
+                text = encode_pairs(self.target.text)
+                self.send(opcodes.TEXT_RESPONSE, text, final=True, target_transfer_tag=opcodes.RESERVED_TAG, **itt)
+            elif header.opcode == opcodes.TASK_MANAGEMENT_REQUEST and not self.target.deaf:
                 self.send(opcodes.TASK_MANAGEMENT_RESPONSE, response=0, **itt)
 
 
 class FakeTarget:
-    """One portal. redirect: where every login is sent; refusals: login statuses to give first, one each."""
+    """One portal. redirect: where every login is sent; refusals: login statuses to give first, one each.
+
+    statuses: of the next commands; text: the answer to Text Requests; silent: answers no command and no NOP-Out;
+    deaf: no task management and no Logout; lingers: leaves it to the initiator to close after a Logout.
+    """
 
     def __init__(self) -> None:
         self.redirect: str | None = None
         self.redirect_detail = 1
         self.refusals: list[int] = []
         self.time2wait_s = 0
+        self.statuses: list[int] = []
+        self.text: list[tuple[str, str]] = []
         self.silent = False
         self.deaf = False
+        self.lingers = False
         self.visits: list[Visit] = []
         self.connections = 0
         self.arrived = asyncio.Event()

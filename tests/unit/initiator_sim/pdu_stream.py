@@ -21,11 +21,11 @@ class Recording:
     """Reactions that remember what they heard."""
 
     def __init__(self) -> None:
-        self.messages: list[tuple[int, int, int, int, int]] = []
+        self.messages: list[tuple[int, tuple[int, int, int, int], bytes]] = []
         self.rejects: list[int] = []
 
-    def async_message(self, event: int, vcode: int, parameter1: int, parameter2: int, parameter3: int) -> None:
-        self.messages.append((event, vcode, parameter1, parameter2, parameter3))
+    def async_message(self, event: int, parameters: tuple[int, int, int, int], data: bytes) -> None:
+        self.messages.append((event, parameters, data))
 
     def rejected(self, reason: int, bhs: bytes) -> None:
         self.rejects.append(reason)

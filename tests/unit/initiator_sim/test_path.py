@@ -12,7 +12,7 @@ import pytest
 from initiator_sim import cdb
 from initiator_sim.client import Disk, Initiator
 from initiator_sim.login import LoginError
-from initiator_sim.nexus import Kind
+from initiator_sim.nexus import Event, Kind
 from initiator_sim.path import Path
 from initiator_sim.personalities import ESXI, LIBISCSI, OPEN_ISCSI, WINDOWS, Personality
 from initiator_sim.task import Failure, Task
@@ -159,11 +159,99 @@ def test_an_announced_drop_is_waited_for(event: int) -> None:
 
 def test_windows_renegotiates_when_asked_to() -> None:
     async def scenario(first: FakeTarget, second: FakeTarget) -> None:
-        path, _ = await connect(first, replace(WINDOWS, login_timeout_s=5.0))
+        path, disk = await connect(first, replace(WINDOWS, login_timeout_s=5.0))
+        session = path.session
+        assert session is not None
+        first.text = [("MaxRecvDataSegmentLength", "4096")]
         first.visits[0].ask(opcodes.ASYNC_NEGOTIATION_REQUEST)
-        await until(lambda: first.visits[0].requests)
-        assert first.visits[0].requests[0].opcode == opcodes.TEXT_REQUEST
+        await until(lambda: session.parameters.max_send_data_segment_length == 4096)
+        assert [header.opcode for header in first.visits[0].requests] == [opcodes.TEXT_REQUEST]
+        assert await disk.read(0, 1) == bytes(512)
+        assert (path.session, path.logins) == (session, 1)
+        await path.close()
+
+    play(scenario)
+
+
+def test_a_renegotiated_length_must_be_one() -> None:
+    async def scenario(first: FakeTarget, second: FakeTarget) -> None:
+        path, _ = await connect(first, replace(WINDOWS, login_timeout_s=5.0, login_retry_s=0.05))
+        first.text = [("MaxRecvDataSegmentLength", "1")]
+        first.visits[0].ask(opcodes.ASYNC_NEGOTIATION_REQUEST)
+        await until(lambda: path.violations)
+        assert "MaxRecvDataSegmentLength=1" in path.violations[0]
         path.abort()
+
+    play(scenario)
+
+
+def test_a_logout_without_an_answer_is_waited_for_and_then_left() -> None:
+    async def scenario(first: FakeTarget, second: FakeTarget) -> None:
+        path, disk = await connect(first, replace(QUICK, logout_timeout_s=0.3))
+        first.deaf = first.lingers = True
+        first.visits[0].ask(opcodes.ASYNC_LOGOUT_REQUEST)
+        await first.next_visit()
+        assert first.visits[0].logged_out
+        assert any("Logout" in event.text for event in path.events)
+        assert await disk.read(0, 1) == bytes(512)
+        path.abort()
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("close_wait_s", [0.0, 0.2])
+def test_the_initiator_closes_where_the_target_does_not(close_wait_s: float) -> None:
+    async def scenario(first: FakeTarget, second: FakeTarget) -> None:
+        path, _ = await connect(first, replace(QUICK, close_wait_s=close_wait_s))
+        first.lingers = True
+        first.redirect = second.portal
+        first.visits[0].ask(opcodes.ASYNC_LOGOUT_REQUEST)
+        await second.next_visit()
+        await until(lambda: path.moves)
+        path.abort()
+
+    play(scenario)
+
+
+def test_commands_that_come_while_the_session_moves_are_not_lost() -> None:
+    async def scenario(first: FakeTarget, second: FakeTarget) -> None:
+        path, disk = await connect(first)
+        first.silent = True
+        before = asyncio.ensure_future(disk.read(1, 1))
+        await until(lambda: first.visits[0].commands)
+        during: list[asyncio.Future[bytes]] = []
+
+        def lost(_: Path, event: Event) -> None:
+            if event.kind is Kind.LOST:
+                during.append(asyncio.ensure_future(disk.read(2, 1)))
+
+        path.on_event = lost
+        first.redirect = second.portal
+        first.visits[0].ask(opcodes.ASYNC_LOGOUT_REQUEST)
+        assert await before == bytes(512)
+        assert await asyncio.gather(*during) == [bytes(512)]
+        assert [command.cdb for command in second.visits[0].commands] == [cdb.read16(1, 1), cdb.read16(2, 1)]
+        await path.close()
+
+    play(scenario)
+
+
+def test_only_what_was_sent_counts_as_sent_again() -> None:
+    async def scenario(first: FakeTarget, second: FakeTarget) -> None:
+        path, _ = await connect(first, depth=2)
+        again: list[Task] = []
+        path.on_reissue = again.append
+        ended: list[Task] = []
+        tasks = [Task(cdb.read16(number, 1), ended.append, read_bytes=512) for number in range(4)]
+        first.silent = True
+        for task in tasks:
+            path.submit(task)
+        await until(lambda: len(first.visits[0].commands) == 2)
+        first.silent = False
+        path.drop_connection()
+        await until(lambda: len(ended) == 4)
+        assert again == tasks[:2]
+        await path.close()
 
     play(scenario)
 
@@ -240,29 +328,5 @@ def test_a_broken_rule_ends_the_connection_and_is_remembered() -> None:
         await first.next_visit()
         assert "does not exist" in path.violations[0]
         await path.close()
-
-    play(scenario)
-
-
-def test_with_several_paths_a_lost_one_is_not_missed() -> None:
-    async def scenario(first: FakeTarget, second: FakeTarget) -> None:
-        initiator = Initiator(personality=QUICK)
-        paths = [initiator.path(target.portal, IQN) for target in (first, second)]
-        for path in paths:
-            await path.connect()
-        disk = Disk(paths, 0)
-        disk.block_bytes = 512
-        for _ in range(4):
-            await disk.read(0, 1)
-        assert [len(target.visits[0].commands) for target in (first, second)] == [2, 2]
-        first.silent = True
-        first.refusals = [0x0301] * 100
-        reading = [asyncio.ensure_future(disk.read(0, 1)) for _ in range(2)]
-        await until(lambda: len(first.visits[0].commands) == 3)
-        first.visits[0].drop()
-        assert await asyncio.gather(*reading) == [bytes(512)] * 2
-        assert await disk.read(0, 1) == bytes(512)
-        for path in paths:
-            path.abort()
 
     play(scenario)

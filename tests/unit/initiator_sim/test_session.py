@@ -268,7 +268,8 @@ def test_an_abort_that_failed_ends_nothing() -> None:
 def test_async_messages_are_handed_on() -> None:
     driver = Driver()
     driver.receive(opcodes.ASYNC_MESSAGE, async_event=3, parameter2=5)
-    assert driver.heard.messages == [(3, 0, 0, 5, 0)]
+    driver.receive(opcodes.ASYNC_MESSAGE, b"\0\0", async_event=0)
+    assert driver.heard.messages == [(3, (0, 0, 5, 0), b""), (0, (0, 0, 0, 0), b"\0\0")]
 
 
 def test_a_rejected_command_ends() -> None:
