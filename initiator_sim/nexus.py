@@ -1,6 +1,7 @@
 """Who talks to whom, and what happens to a path between them."""
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -29,7 +30,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a path. at_s is time.monotonic(); pause_s how long commands had to wait."""
+    """Something that happened to a path. at_s is of the reactor's clock; pause_s how long commands had to wait."""
 
     at_s: float
     kind: Kind
@@ -64,9 +65,9 @@ def split_address(text: str, default_port: int = ISCSI_PORT) -> tuple[str, int]:
     return host, int(rest[1:]) if rest else default_port
 
 
-def random_isid() -> bytes:
+def random_isid(random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> bytes:
     """RFC 7143 11.12.5: the random format, T = 10b."""
-    return b"\x80" + secrets.token_bytes(5)
+    return b"\x80" + random_bytes(5)
 
 
 def lun_value(number: int) -> int:

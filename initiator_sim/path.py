@@ -5,8 +5,6 @@ connection, logs in again and issues every unfinished command again. Whoever sub
 """
 
 import asyncio
-import secrets
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
@@ -191,10 +189,10 @@ class Path:
     def _request(self) -> LoginRequest:
         nexus, personality = self.nexus, self.personality
         if personality.new_isid_each_login and self.logins:
-            self._isid = random_isid()
+            self._isid = random_isid(self._reactor.random_bytes)
         chap = None
         if nexus.credentials is not None:
-            chap = Chap(nexus.credentials, nexus.mutual, personality.chap_algorithms, secrets.token_bytes)
+            chap = Chap(nexus.credentials, nexus.mutual, personality.chap_algorithms, self._reactor.random_bytes)
         keys = personality.keys if nexus.keys is None else nexus.keys
         return LoginRequest(
             nexus.initiator_name,
@@ -250,7 +248,7 @@ class Path:
         connection.framer.data_digest = parameters.data_digest
         self._login = None
         self.session = Session(result, self, self._depth)
-        now = time.monotonic()
+        now = self._reactor.now()
         self._last_login_s = now
         self._time2wait_s = None
         self._watch.restart(now)
@@ -270,7 +268,7 @@ class Path:
         self._tell_change()
 
     def _note(self, kind: Kind, address: str, text: str = "", pause_s: float = 0.0) -> None:
-        event = Event(time.monotonic(), kind, address, text, pause_s)
+        event = Event(self._reactor.now(), kind, address, text, pause_s)
         self.events.append(event)
         if self.on_event is not None:
             self.on_event(self, event)
@@ -322,7 +320,7 @@ class Path:
         self._watch.fail_waiters(ConnectionError("the connection was lost"))
         sent = len(session.tasks)
         unfinished = session.lost()
-        self._down_since = time.monotonic()
+        self._down_since = self._reactor.now()
         if self._closing:
             self._requeue(unfinished, sent)
             self._fail_pending()
@@ -354,7 +352,7 @@ class Path:
         assert self._down_since is not None
         give_up_s = self._down_since + personality.replacement_timeout_s
         if self._time2wait_s is None:
-            wait_s = max(wait_s, self._last_login_s + personality.reconnect_gap_s - time.monotonic())
+            wait_s = max(wait_s, self._last_login_s + personality.reconnect_gap_s - self._reactor.now())
         await asyncio.sleep(max(wait_s, 0.0))
         failures = 0
         while True:
@@ -364,7 +362,7 @@ class Path:
             except (LoginError, OSError, ValueError) as error:  # TimeoutError is an OSError
                 reason = str(error) or "no answer"
                 self._note(Kind.LOGIN_FAILED, self.address_tried, reason)
-                if (isinstance(error, LoginError) and error.final) or time.monotonic() > give_up_s:
+                if (isinstance(error, LoginError) and error.final) or self._reactor.now() > give_up_s:
                     self._give_up(reason)
                     return
             failures += 1
@@ -393,7 +391,7 @@ class Path:
             return
         if reaction is Reaction.LOGOUT:
             self._note(Kind.ASKED_TO_MOVE, self.address, f"async event {event}")
-            self._watch.logout_by_s = time.monotonic() + self.personality.logout_timeout_s
+            self._watch.logout_by_s = self._reactor.now() + self.personality.logout_timeout_s
             session.logout(self._logged_out)
         elif reaction is Reaction.AWAIT_CLOSE:
             time2wait_s = parameters[2]

@@ -4,6 +4,7 @@ One receive is one batch: every PDU in it is handled, and what that caused to be
 """
 
 import asyncio
+import secrets
 import socket
 import time
 from collections import deque
@@ -50,6 +51,14 @@ class Reactor:
         self._ticking: set[Ticking] = set()
         self._timer: asyncio.TimerHandle | None = None
 
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return time.monotonic()
+
+    def random_bytes(self, count: int) -> bytes:
+        """For challenges and ISIDs."""
+        return secrets.token_bytes(count)
+
     def add_ticking(self, one: Ticking) -> None:
         """Call one.tick(now) every TICK_S from now on."""
         self._ticking.add(one)
@@ -64,7 +73,7 @@ class Reactor:
 
     def _tick(self) -> None:
         self._timer = self.loop.call_later(TICK_S, self._tick)
-        now = time.monotonic()
+        now = self.now()
         for one in list(self._ticking):
             one.tick(now)
 
