@@ -7,6 +7,8 @@ Neither knows PDUs: tags, sequence numbers and residual flags stay in `session`.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from typing_extensions import Buffer
 
     from san_target.scsi.nexus import Nexus
@@ -34,10 +36,22 @@ class Command:
                    many as arrived. Tells commands that take an exact length from those that were cut to what they take
     lun            logical unit number as an int (already decoded from the 8-byte field)
     attribute      one of SIMPLE, ORDERED, ...
+    heard_s        when its initiator was last heard before it was begun, in the time of its session's host
+    hear_again     asks the initiator for a sign of life, and returns when it came; None: nobody can be asked
     aborted        set by task management: the command must stop at its next safe point and its outcome is dropped
     """
 
-    __slots__ = ("aborted", "attribute", "cdb", "data_out", "data_out_expected", "lun", "nexus")
+    __slots__ = (
+        "aborted",
+        "attribute",
+        "cdb",
+        "data_out",
+        "data_out_expected",
+        "hear_again",
+        "heard_s",
+        "lun",
+        "nexus",
+    )
 
     def __init__(
         self, nexus: "Nexus", cdb: bytes, data_out: "Buffer" = b"", lun: int = 0, attribute: int = SIMPLE
@@ -49,6 +63,8 @@ class Command:
         self.lun = lun
         self.attribute = attribute
         self.aborted = False
+        self.heard_s = 0.0
+        self.hear_again: Callable[[], Awaitable[float]] | None = None
 
 
 class Outcome:

@@ -13,24 +13,30 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from san_target.scsi import mode, sense
 from san_target.scsi.absent_unit import execute_without_unit as execute_without_unit
-from san_target.scsi.command import BUSY, RESERVATION_CONFLICT, TASK_ABORTED, Command, Outcome
+from san_target.scsi.command import BUSY, OUTCOME_GOOD, RESERVATION_CONFLICT, TASK_ABORTED, Command, Outcome
 from san_target.scsi.copy import CopyManager
+from san_target.scsi.hot import decode_read_write
 from san_target.scsi.limits import Limits
 from san_target.scsi.operation import Operation, Operations
 from san_target.scsi.reservations import Reservations
 from san_target.scsi.sense import CheckCondition, Condition, invalid_field_in_cdb
 from san_target.scsi.table import operations_for
 from san_target.volume.device import MediumError, OutOfSpace, Unavailable, VolumeError, WriteProtected
+from san_target.volume.origin import ORIGIN, Origin, Overtaken
 
 if TYPE_CHECKING:
     from san_target.scsi.identity import Identity
     from san_target.scsi.mode import ModeParameters
     from san_target.scsi.nexus import Nexus
     from san_target.scsi.services import Services
-    from san_target.volume.device import BlockDevice
+    from san_target.volume.device import BlockDevice, Done, Resume
 
 # Initiator ports whose next session owes I_T NEXUS LOSS rather than POWER ON; the oldest is forgotten first.
 KNOWN_PORTS_MAX: Final = 1024
+
+# How long a command waits for a change of reservations that another member knows already, and how often it looks.
+EPOCH_PATIENCE_S: Final = 5.0
+EPOCH_POLL_S: Final = 0.005
 
 _NACA: Final = 0x04
 _SERVICE_ACTION: Final = 0x1F
@@ -231,6 +237,34 @@ class LogicalUnit:
         except (CheckCondition, VolumeError) as error:
             return self._failure(error, command.nexus)
 
+    def start(self, command: Command, done: "Done") -> bool:
+        """Begin a plain READ or WRITE of blocks that another member owns, without a task. False: nothing was begun.
+
+        The command has been judged, and nothing stands between its nexus and the medium. `done`: see `volume.device`.
+        """
+        decoded = decode_read_write(command.cdb)
+        if decoded is None:
+            return False
+        lba, blocks, writes, force_unit_access = decoded
+        if force_unit_access or not blocks or lba + blocks > self.device.blocks:
+            return False
+        epoch = self.reservations.epoch
+        if not writes:
+            return command.nexus.may_read and self.device.start_read(lba, blocks, command.heard_s, epoch, done)
+        data = memoryview(command.data_out)
+        if not command.nexus.may_write or data.nbytes != blocks * self.block_size:
+            return False
+        return self.device.start_write(lba, data, command.heard_s, epoch, done)
+
+    async def resume(self, command: Command, resume: "Resume") -> Outcome:
+        """What becomes of a command that was begun with `start` and is to be gone on with."""
+        try:
+            ORIGIN.set(self._origin(command))
+            data = await resume()
+        except (CheckCondition, VolumeError) as error:
+            return self._failure(error, command.nexus)
+        return Outcome(data_in=data) if data else OUTCOME_GOOD
+
     async def execute(self, command: Command) -> Outcome:
         """The outcome, however long it takes. Judged anew, since the state may have changed since `execute_now`."""
         try:
@@ -238,6 +272,7 @@ class LogicalUnit:
             if isinstance(operation, Outcome):
                 return operation
             if operation.later is not None:
+                ORIGIN.set(self._origin(command))
                 return await operation.later(self, command)
             assert operation.now is not None, operation.name
             outcome = operation.now(self, command)
@@ -245,6 +280,40 @@ class LogicalUnit:
             return outcome
         except (CheckCondition, VolumeError) as error:
             return self._failure(error, command.nexus)
+
+    def _origin(self, command: Command) -> Origin:
+        """What the command was judged by, for whoever carries a part of it out somewhere else."""
+
+        async def judge_again(epoch: int) -> int:
+            deadline_s = self.services.now() + EPOCH_PATIENCE_S
+            while self.reservations.epoch < epoch:
+                if self.services.now() > deadline_s:
+                    raise Overtaken(f"the state of epoch {epoch} has not arrived here")
+                await self.services.sleep(EPOCH_POLL_S)
+            try:
+                refused = self._judge(command)
+            except CheckCondition as error:
+                raise Overtaken("", error.outcome(command.nexus.d_sense)) from error
+            if isinstance(refused, Outcome):
+                raise Overtaken("", refused)
+            return self.reservations.epoch
+
+        async def hear_again() -> float:
+            if command.hear_again is None:
+                raise Overtaken("its initiator cannot be asked")
+            heard_s = await command.hear_again()
+            if command.nexus.fenced:
+                raise Overtaken("its session has ended", Outcome(TASK_ABORTED))
+            return heard_s
+
+        return Origin(
+            self.identity.volume_id,
+            self.reservations.epoch,
+            command.heard_s,
+            judge_again,
+            hear_again,
+            lambda: not (command.aborted or command.nexus.fenced),
+        )
 
     def _judge(self, command: Command) -> Operation | Outcome:
         """The operation to run, or the status that refuses it. Raises CheckCondition."""
@@ -307,6 +376,8 @@ class LogicalUnit:
                 checked = CheckCondition(condition, information=error.lba)
             case WriteProtected():
                 checked = CheckCondition(sense.WRITE_PROTECTED)
+            case Overtaken(outcome=Outcome() as outcome):
+                return outcome
             case Unavailable():
                 return Outcome(BUSY)
             case _:

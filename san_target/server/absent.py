@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from san_target.volume.device import Extent, Unavailable
+from san_target.volume.device import Done, Extent, Unavailable
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -29,6 +29,12 @@ class AbsentDevice:
         raise Unavailable(self.reason)
 
     def try_write(self, lba: int, blocks: int, data: "Buffer") -> bool:
+        return False
+
+    def start_read(self, lba: int, blocks: int, heard_s: float, epoch: int, done: Done) -> bool:
+        return False
+
+    def start_write(self, lba: int, data: "Buffer", heard_s: float, epoch: int, done: Done) -> bool:
         return False
 
     async def read(self, lba: int, blocks: int) -> "Buffer":

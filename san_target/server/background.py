@@ -1,6 +1,7 @@
 """Coroutines that run beside everything else: kept alive, their failures logged, ended together."""
 
 import asyncio
+import contextvars
 from collections.abc import Coroutine
 from typing import Any
 
@@ -16,7 +17,8 @@ class Background:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(coroutine)
+        # In a context of its own: what is done here is done for nobody's command, whoever caused it.
+        task = asyncio.get_running_loop().create_task(coroutine, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task

@@ -6,9 +6,10 @@ becomes a `Task`, collects its data, and is executed at once if the logical unit
 
 from collections import deque
 from collections.abc import Generator, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
-from san_target.scsi.command import CHECK_CONDITION, GOOD, HEAD_OF_QUEUE, ORDERED, Command, Outcome
+from san_target.scsi.command import CHECK_CONDITION, GOOD, HEAD_OF_QUEUE, ORDERED, OUTCOME_GOOD, Command, Outcome
 from san_target.scsi.hot import decode_read_write
 from san_target.scsi.logical_unit import execute_without_unit
 from san_target.scsi.sense import CheckCondition, Condition
@@ -29,11 +30,13 @@ from san_target.wire.opcodes import (
 )
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from san_target.scsi.nexus import Nexus
     from san_target.session.host import Host
     from san_target.session.parameters import TargetLimits
     from san_target.session.session import Counters, Session
-    from san_target.volume.device import BlockDevice
+    from san_target.volume.device import BlockDevice, Resume
     from san_target.wire.framer import Pdu
 
 # Answers per flush: enough to make a system call cheap, few enough that the initiator works while we do.
@@ -65,6 +68,7 @@ class Commands(Responses):
         self.hot = False  # the hot path may be taken; see refresh_hot
         self.received: Generator[Pdu, None, None]  # what is being handled
         self.turn_ends_s = 0.0
+        self.heard_s = 0.0  # when the initiator was last heard
         self.logging_out = False  # no command is taken any more
         self.ending = False  # nothing is executed any more
         # Buffers in `outgoing` that show blocks where they lie (view, LBA, blocks): sent before anything is changed.
@@ -131,7 +135,7 @@ class Commands(Responses):
             if self.viewed:
                 self.host.flush()
             if not device.try_write(lba, blocks, pdu.data):
-                self._write_later(header, pdu)
+                self._go_on(header, pdu)
                 return True
             counters.writes += 1
             counters.bytes_written += expected
@@ -146,7 +150,8 @@ class Commands(Responses):
                     return False
                 if not device.try_read_into(lba, blocks, into):
                     self.host.arena.give_back(expected)
-                    return False
+                    self._go_on(header, pdu)
+                    return True
             counters.reads += 1
             counters.bytes_read += expected
         counters.commands += 1
@@ -185,8 +190,9 @@ class Commands(Responses):
         self.host.flush()
         return self.host.arena.take(size_bytes)
 
-    def _write_later(self, header: RawHeader, pdu: "Pdu") -> None:
-        # try_write may have locked the range for exactly this write: it must go on at once, and not be tried again.
+    def _go_on(self, header: RawHeader, pdu: "Pdu") -> None:
+        """With a command that could not be served at once. (`try_write` may have locked the range for exactly this
+        write: it must go on, and not be tried again.)"""
         self.exp_cmd_sn = header[7] + 1 & 0xFFFFFFFF
         task = self._new_task(header, pdu)
         task.skip_now = True
@@ -373,33 +379,56 @@ class Commands(Responses):
         if outcome is not None:
             self._finish(task, outcome)
             return
+        command.heard_s = self.heard_s
+        command.hear_again = self.hear_again
         task.executing = True
         self._executing += 1
         self._executing_bytes += task.buffered_bytes
         if command.attribute == ORDERED:
             self._ordered_executing = True
             self.refresh_hot()
-        self.host.spawn(self._run(task))
+        if not target.unit.start(command, partial(self._begun_ended, task)):
+            self.host.spawn(self._run(task))
 
-    async def _run(self, task: Task) -> None:
+    def _begun_ended(self, task: Task, data: "Buffer | None", resume: "Resume | None") -> None:
+        """What was begun without a task is done, or needs one to go on."""
+        if data is None:
+            self.host.spawn(self._run(task, resume))
+            return
+        self._let_go(task)
+        self._finish(task, Outcome(data_in=bytes(data)) if task.read_expected else OUTCOME_GOOD)
+        if self._waiting:
+            self.start_waiting()
+        self.host.wake()
+
+    def _let_go(self, task: Task) -> None:
+        self._executing -= 1
+        self._executing_bytes -= task.buffered_bytes
+        if task.command.attribute == ORDERED:
+            self._ordered_executing = False
+            self.refresh_hot()
+
+    async def _run(self, task: Task, resume: "Resume | None" = None) -> None:
         session = self.session
         assert session is not None
         assert session.target is not None
         outcome = Outcome()
         try:
-            if not task.command.aborted or task.skip_now:
+            if resume is not None:
+                outcome = await session.target.unit.resume(task.command, resume)
+            elif not task.command.aborted or task.skip_now:
                 outcome = await session.target.unit.execute(task.command)
         except Exception as error:
             outcome = self._our_failure(error)
         finally:
-            self._executing -= 1
-            self._executing_bytes -= task.buffered_bytes
-            if task.command.attribute == ORDERED:
-                self._ordered_executing = False
-                self.refresh_hot()
+            self._let_go(task)
         self._finish(task, outcome)
         self.start_waiting()
         self.host.wake()
+
+    async def hear_again(self) -> float:
+        """Ask the initiator for a sign of life; when it came. At the latest when the session ends."""
+        raise NotImplementedError
 
     def _our_failure(self, error: Exception) -> Outcome:
         self.host.failed(error)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 from san_target.scsi.nexus import Nexus
 from san_target.session import task_management
-from san_target.session.commands import ANSWERS_PER_FLUSH, Commands
+from san_target.session.commands import ANSWERS_PER_FLUSH
 from san_target.session.discovery import TextExchange, TextRequest
+from san_target.session.keepalive import Keepalive
 from san_target.session.login import Login, LoginRequest, LoginResult
 from san_target.session.session import Session
 from san_target.session.tasks import TaskBarrier
@@ -73,7 +74,7 @@ class Stage(Enum):
     CLOSED = auto()
 
 
-class Connection(Commands):
+class Connection(Keepalive):
     """See the module's text. peer_address: of the initiator, portal_address: where it arrived, both "host:port"."""
 
     def __init__(
@@ -97,10 +98,6 @@ class Connection(Commands):
         self.redirected = False
         self._text: TextExchange | None = None
         self._opened_s = host.now()
-        self._heard = False  # a whole PDU arrived since the last tick
-        self._heard_s = self._opened_s
-        self._ping_sent_s: float | None = None
-        self._ping_tag = 0
         self._cid = 0
         self._functions_open = 0  # task management that waits for the end of tasks
         self._ended = False
@@ -116,11 +113,12 @@ class Connection(Commands):
         output is sent. So nobody can hold up the others, or make this side keep more than it takes itself.
         """
         self.received = received
-        self.turn_ends_s = self.host.now() + TURN_S
+        self.hear(self.host.now())
+        self.turn_ends_s = self.heard_s + TURN_S
         work = 0
         try:
             for pdu in received:
-                self._heard = True
+                self.heard_pdu = True
                 header = hot.HEADER.unpack(pdu.bhs)
                 if header[0] == SCSI_COMMAND and self.hot and self.try_hot(header, pdu):
                     continue
@@ -276,8 +274,7 @@ class Connection(Commands):
         itt, ttt = header[5], header[6]
         if itt == RESERVED_TAG:
             # RFC 7143 11.18.1: an answer to our ping, or nothing to answer.
-            if ttt == self._ping_tag:
-                self._ping_sent_s = None
+            self.ping_answered(ttt)
         elif ttt != RESERVED_TAG:
             self._refuse_pdu(REJECT_INVALID_PDU_FIELD, pdu)
         else:
@@ -367,6 +364,7 @@ class Connection(Commands):
 
         if response == _LOGGED_OUT:
             self.stage = Stage.LOGGING_OUT
+            self.stop_asking()
             self.logging_out = True
             self.hot = False
             tasks = list(self.tasks.values())
@@ -402,23 +400,9 @@ class Connection(Commands):
             if now - self._opened_s > self.limits.login_timeout_s:
                 self.fail("login took too long")
             return
-        if self._heard:
-            self._heard = False
-            self._heard_s = now
-        if self._ping_sent_s is not None:
-            if now - self._ping_sent_s > self.limits.nop_timeout_s:
-                self.fail("the initiator does not answer")
-        elif now - self._heard_s > self.limits.nop_interval_s:
-            self._send_ping(now)
-
-    def _send_ping(self, now: float) -> None:
-        if self.stage is Stage.LOGGING_OUT:
-            return
-        self._ping_tag = next(self._tags)
-        self._ping_sent_s = now
-        # RFC 7143 11.19.1: a ping of ours takes no StatSN.
-        self.send(hot.pack_nop_in(0, 0, RESERVED_TAG, self._ping_tag, self.stat_sn, self.exp_cmd_sn, self.max_cmd_sn))
-        self.host.wake()
+        reason = self.keep_alive(now)
+        if reason:
+            self.fail(reason)
 
     # --- the end --------------------------------------------------------------------------------------------------
 
@@ -453,6 +437,7 @@ class Connection(Commands):
             self.host.counters.login_failures += 1
         self.stage = Stage.CLOSED
         self.close_reason = reason
+        self.stop_asking()
         self.ending = True
         self.hot = False
         session = self.session

@@ -7,6 +7,7 @@ LBA and block counts are in logical blocks of `block_size` bytes. Callers have c
 volume is a caller's bug (`AssertionError`).
 """
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ class WriteProtected(VolumeError):
 
 class Unavailable(VolumeError):
     """Cannot be served now, may be later: BUSY."""
+
+
+Resume = Callable[[], "Awaitable[Buffer | None]"]
+Done = Callable[["Buffer | None", Resume | None], None]
+"""Called once: with the data that was read (b"" for a write), valid during the call only, or with how to go on."""
 
 
 class Extent(NamedTuple):
@@ -79,6 +85,17 @@ class BlockDevice(Protocol):
         After False the caller must `await write(lba, data)` with the same data at once, or report the blocks as
         undefined: some of them may have been written.
         """
+        ...
+
+    def start_read(self, lba: int, blocks: int, heard_s: float, epoch: int, done: Done) -> bool:
+        """Begin to read what another member owns, without a task; False: nothing was begun, `read` may do it.
+
+        heard_s, epoch: as in `volume.origin.Origin`.
+        """
+        ...
+
+    def start_write(self, lba: int, data: "Buffer", heard_s: float, epoch: int, done: Done) -> bool:
+        """Begin to write what another member owns, likewise. The data must stay as it is until the write has ended."""
         ...
 
     async def read(self, lba: int, blocks: int) -> "Buffer": ...

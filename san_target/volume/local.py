@@ -23,6 +23,7 @@ from san_target.volume.device import (
     VolumeError,
     WriteProtected,
 )
+from san_target.volume.origin import CHECK
 from san_target.volume.range_locks import RangeLock, RangeLocks
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class LocalBlocks:
     # Locks and jobs ---------------------------------------------------------------------------------------------------
 
     async def _lock(self, lba: int, blocks: int, exclusive: bool) -> RangeLock:
-        """Wait for the range; then make sure that it is (still) served."""
+        """Wait for the range; then make sure that it is (still) served, and that whoever asked still may."""
         lock = await self.locks.acquire(lba, blocks, exclusive)
         if self._retired:
             self.locks.release(lock)
@@ -149,6 +150,13 @@ class LocalBlocks:
         if not self.router.serves(lba, blocks):
             self.locks.release(lock)
             raise self.router.refusal(lba, blocks)
+        check = CHECK.get()
+        if check is not None:
+            try:
+                check()
+            except BaseException:
+                self.locks.release(lock)
+                raise
         return lock
 
     async def _job(

@@ -5,15 +5,17 @@ owns it *and* the pool's record says that its blocks are here, complete, as of t
 moved away, or was never filled, is refused instead of being read as zeros.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from san_target.storage.records import HELD, HeldRange
-from san_target.volume.device import BlockDevice, MediumError, Unavailable, VolumeError
+from san_target.volume.device import MediumError, Unavailable, VolumeError
 from san_target.volume.partition_map import MapSnapshot, Segment
 
-Remote = Callable[[Segment], BlockDevice]
-"""Gives a way to the blocks of a segment that another member owns; Unavailable if there is none."""
+
+class NotHere(Unavailable):
+    """The map says that these blocks are here, but they are not here (yet) under that generation."""
 
 
 class Served(NamedTuple):
@@ -23,16 +25,14 @@ class Served(NamedTuple):
     end: int
 
 
-def no_forwarding(segment: Segment) -> BlockDevice:
-    raise Unavailable(f"blocks {segment.lba}+{segment.blocks} are owned by member {segment.owner!r}")
-
-
 def served_ranges(snapshot: MapSnapshot, member_name: str, held: Sequence[HeldRange]) -> tuple[Served, ...]:
     """What is owned and held under equal generations, in order, neighbours joined."""
     ranges: list[Served] = []
-    for start, end, generation in _owned(snapshot, member_name):
+    for start, end, placement in snapshot.ranges():
+        if placement.owner != member_name:
+            continue
         for piece in held:
-            if piece.state != HELD or piece.generation != generation:
+            if piece.state != HELD or piece.generation != placement.generation:
                 continue
             low, high = max(start, piece.start_lba), min(end, piece.end_lba)
             if low < high:
@@ -43,28 +43,63 @@ def served_ranges(snapshot: MapSnapshot, member_name: str, held: Sequence[HeldRa
     return tuple(ranges)
 
 
-def _owned(snapshot: MapSnapshot, member_name: str) -> Iterator[tuple[int, int, int]]:
-    for start, end, placement in zip(snapshot.starts, snapshot.ends, snapshot.placements, strict=True):
-        if placement.owner == member_name:
-            yield start, end, placement.generation
-
-
 class Router:
     """One member's view of one volume's map."""
 
-    __slots__ = ("held", "member_name", "served", "snapshot", "whole")
+    __slots__ = ("_held_starts", "held", "member_name", "revision", "snapshot", "whole")
 
-    def __init__(self, snapshot: MapSnapshot, member_name: str, held: Sequence[HeldRange]) -> None:
+    def __init__(self, snapshot: MapSnapshot, member_name: str, held: Sequence[HeldRange], revision: int = 0) -> None:
+        """held: in order. revision: of the store, at which the map last changed."""
         self.snapshot: Final = snapshot
+        self.revision: Final = revision
         self.member_name: Final = member_name
         self.held: Final = tuple(held)
-        self.served: Final = served_ranges(snapshot, member_name, held)
-        # True: every block of the volume is served here, and nothing needs to be looked up.
-        self.whole: Final = self.served == (Served(0, snapshot.blocks),)
+        self._held_starts: Final = tuple([piece.start_lba for piece in self.held])
+        # True: every block of the volume is served here, and nothing needs to be looked up. (A map of many chunks is
+        # not looked through at each change.)
+        self.whole: Final = len(snapshot.chunks) == 1 and self.serves_each(0, snapshot.blocks)
 
     def serves(self, lba: int, blocks: int) -> bool:
         """Is all of the range served here?"""
-        return self.whole or any(piece.start <= lba and lba + blocks <= piece.end for piece in self._near(lba))
+        return self.whole or self.serves_each(lba, blocks)
+
+    def serves_each(self, lba: int, blocks: int) -> bool:
+        end = lba + blocks
+        while lba < end:
+            found = self._served_at(lba)
+            if found is None:
+                return False
+            lba = found[0]
+        return True
+
+    def serves_under(self, lba: int, blocks: int, generation: int) -> bool:
+        """Is all of the range served here, as a part of what this generation placed here?"""
+        end = lba + blocks
+        while lba < end:
+            found = self._served_at(lba)
+            if found is None or found[1] != generation:
+                return False
+            lba = found[0]
+        return True
+
+    def _served_at(self, lba: int) -> tuple[int, int] | None:
+        """Up to where, and under which generation, blocks from `lba` on are served here; None: that one is not."""
+        snapshot = self.snapshot
+        chunk = snapshot.chunks[bisect_right(snapshot.firsts, lba) - 1]
+        index = bisect_right(chunk.starts, lba) - 1
+        placement, end = chunk.placements[index], chunk.ends[index]
+        position = bisect_right(self._held_starts, lba) - 1
+        if placement.owner != self.member_name or lba >= end or position < 0:
+            return None
+        piece = self.held[position]
+        if piece.end_lba <= lba or piece.state != HELD or piece.generation != placement.generation:
+            return None
+        return min(end, piece.end_lba), placement.generation
+
+    @property
+    def served(self) -> tuple[Served, ...]:
+        """Everything that is served here. Looks through the whole map."""
+        return served_ranges(self.snapshot, self.member_name, self.held)
 
     def segments(self, lba: int, blocks: int) -> list[Segment]:
         """The range, cut by owner and generation."""
@@ -72,24 +107,13 @@ class Router:
 
     def refusal(self, lba: int, blocks: int) -> VolumeError:
         """Why a range that this member owns, but does not serve, is refused."""
-        for piece in self._near(lba):
-            if piece.start <= lba < piece.end:
-                lba = piece.end  # the first block that is not served
+        end = lba + blocks
+        while lba < end and (found := self._served_at(lba)) is not None:
+            lba = found[0]  # the first block that is not served
         for known in self.held:
             if known.start_lba <= lba < known.end_lba:
-                return Unavailable(
+                return NotHere(
                     f"block {lba} is {known.state} here under generation {known.generation}, the map says "
                     f"{self.snapshot.find(lba).generation}"
                 )
         return MediumError(lba, f"the map says that block {lba} is here, but the pool has no record of holding it")
-
-    def _near(self, lba: int) -> tuple[Served, ...]:
-        """The served range that contains `lba`, if any."""
-        low, high = 0, len(self.served)
-        while low < high:
-            middle = (low + high) // 2
-            if self.served[middle].end <= lba:
-                low = middle + 1
-            else:
-                high = middle
-        return self.served[low : low + 1]

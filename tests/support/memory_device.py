@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from san_target.volume.device import Extent, VolumeError
+from san_target.volume.device import Done, Extent, VolumeError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -69,6 +69,12 @@ class MemoryDevice:
             return False
         self._put(lba, data, durable=False)
         return True
+
+    def start_read(self, lba: int, blocks: int, heard_s: float, epoch: int, done: Done) -> bool:
+        return False
+
+    def start_write(self, lba: int, data: Buffer, heard_s: float, epoch: int, done: Done) -> bool:
+        return False
 
     # --- may wait -----------------------------------------------------------------------------------------------------
 

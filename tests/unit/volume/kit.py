@@ -10,7 +10,7 @@ from san_target.storage.journal import Journal
 from san_target.storage.memory import MemoryFile
 from san_target.storage.records import HeldRange
 from san_target.storage.threads import SynchronousThreads, Threads
-from san_target.volume.partition_map import PartitionMap, Placement
+from san_target.volume.partition_map import PartitionMap, Placement, Segment
 from san_target.volume.volume import Volume
 
 VOLUME_ID = "0123456789abcdef" * 2
@@ -50,6 +50,7 @@ def make_volume(
     journal_file: BlocksFile | None = None,
     write_through: bool = False,
     held: tuple[HeldRange, ...] | None = None,
+    remote: Any = None,
 ) -> Volume:
     """All blocks owned and held by member "a", unless told otherwise."""
     journal = None
@@ -67,7 +68,26 @@ def make_volume(
         threads or SynchronousThreads(),
         journal,
         write_through,
+        remote,
     )
+
+
+class Elsewhere:
+    """A way to the blocks of other members that leads straight into another volume."""
+
+    def __init__(self, other: Volume) -> None:
+        self._other = other
+        self.revision = 0
+
+    def __call__(self, _segment: Segment) -> Any:
+        return self
+
+    async def flush_all(self, lba: int, blocks: int) -> int:
+        await self._other.flush(lba, blocks)
+        return self._other.revision
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._other.local, name)
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

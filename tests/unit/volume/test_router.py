@@ -5,7 +5,7 @@ import pytest
 from san_target.storage.records import HeldRange
 from san_target.volume.device import MediumError, Unavailable
 from san_target.volume.partition_map import PartitionMap, Placement, Segment
-from san_target.volume.router import Router, Served, no_forwarding
+from san_target.volume.router import Router, Served
 
 MINE, THEIRS = Placement("a", generation=3), Placement("b", generation=4)
 
@@ -52,6 +52,12 @@ def test_another_generation_or_state_may_be_served_later(held: HeldRange) -> Non
     assert isinstance(router.refusal(0, 1), Unavailable)
 
 
-def test_there_is_no_forwarding_without_a_way() -> None:
-    with pytest.raises(Unavailable, match="'b'"):
-        no_forwarding(Segment("b", 45, 5, 4))
+def test_blocks_are_served_only_under_their_own_generation() -> None:
+    volume_map = PartitionMap(100, MINE)
+    volume_map.replace(40, 60, Placement("a", generation=4))
+    router = Router(volume_map.snapshot(), "a", [HeldRange(0, 40, 3), HeldRange(40, 60, 4), HeldRange(60, 90, 3)])
+    assert router.serves(0, 90)
+    assert router.serves_under(0, 40, 3)
+    assert router.serves_under(40, 20, 4)
+    for lba, blocks, generation in ((0, 41, 3), (39, 1, 4), (40, 1, 3), (60, 31, 3), (30, 60, 3), (99, 2, 3)):
+        assert not router.serves_under(lba, blocks, generation)

@@ -12,7 +12,7 @@ from san_target.storage.records import HeldRange
 from san_target.volume import local
 from san_target.volume.device import Extent, MediumError, OutOfSpace, Unavailable, WriteProtected
 from san_target.volume.partition_map import PartitionMap, Placement
-from tests.unit.volume.kit import HeldJobs, make_volume, run, settle
+from tests.unit.volume.kit import Elsewhere, HeldJobs, make_volume, run, settle
 
 
 def block(byte: int, blocks: int = 1, size: int = 512) -> bytes:
@@ -361,7 +361,7 @@ def test_blocks_that_the_pool_does_not_hold_are_refused_never_zeros() -> None:
     run(work())
 
 
-def test_blocks_of_another_owner_are_unavailable_until_forwarding_exists() -> None:
+def test_blocks_of_another_owner_are_unavailable_without_a_way_to_it() -> None:
     async def work() -> None:
         volume = make_volume()
         volume_map = PartitionMap(1024, Placement("a", generation=1))
@@ -381,11 +381,10 @@ def test_blocks_of_another_owner_are_unavailable_until_forwarding_exists() -> No
 def test_a_request_over_two_owners_is_cut_and_put_together() -> None:
     async def work() -> None:
         other = make_volume()
-        volume = make_volume()
+        volume = make_volume(remote=Elsewhere(other))
         volume_map = PartitionMap(1024, Placement("a", generation=1))
         volume_map.replace(512, 1024, Placement("b", generation=2))
         volume.update(volume_map.snapshot(), [HeldRange(0, 512, 1)])
-        volume._remote = lambda _segment: other
         await volume.write(510, block(1) + block(2) + block(3) + block(4))
         assert bytes(await volume.read(510, 4)) == block(1) + block(2) + block(3) + block(4)
         assert bytes(await other.read(510, 4)) == block(0, 2) + block(3) + block(4)
