@@ -2,6 +2,7 @@
 # make test     every test, the Linux guest too (as root it installs the Debian packages that they need)
 # make check    the quick loop: lint, format, types, fast tests
 # make bench    speed against tgt
+# make bench-clients    the simulated initiator beside the C load client
 #
 # ARGS is handed on:  make demo ARGS="--volume media=20G"   make test ARGS="tests/unit -x"
 
@@ -13,7 +14,7 @@ ARGS ?=
 PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11; do \
 	"$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$candidate" && break; done)
 
-.PHONY: setup demo test check bench clean tools
+.PHONY: setup demo test check bench bench-clients clean tools
 
 setup: $(VENV)/.stamp tools
 
@@ -42,6 +43,9 @@ check: $(VENV)/.stamp
 
 bench: setup
 	$(BIN)/python -m tests.bench.bench $(ARGS)
+
+bench-clients: setup
+	$(BIN)/python -m tests.bench.clients --many $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/bench/build

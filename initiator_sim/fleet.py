@@ -64,6 +64,7 @@ class Fleet:
         self.events: list[Event] = []
         self.hung: list[str] = []
         self.ended_s = 0.0
+        self.cpu_s = 0.0
         self.login_s = 0.0
         self.disk_blocks = 0
         self.disk_block_bytes = 0
@@ -159,6 +160,7 @@ class Fleet:
         gc.freeze()
         self.meter.restart(time.perf_counter())
         self._start_monotonic_s = time.monotonic()
+        cpu_before_s = time.process_time()
         for stream in self.streams:
             stream.start()
         deadline = time.perf_counter() + self.assignment.seconds
@@ -172,6 +174,7 @@ class Fleet:
             for stream in self.streams:
                 stream.stop()
             self.ended_s = time.perf_counter()
+            self.cpu_s = time.process_time() - cpu_before_s
         await self._drain()
         self.meter.close_interval(time.perf_counter())
         if self.recorder is not None and not self.hung:
@@ -252,7 +255,7 @@ class Fleet:
         return event.at_s - self._start_monotonic_s
 
     def report(self) -> dict[str, Any]:
-        """One JSON document. Latencies are microseconds, other times seconds."""
+        """Latencies are microseconds, other times seconds, cpu_share 1.0 = this process took a core."""
         assignment, meter = self.assignment, self.meter
         seconds = max(self.ended_s - meter.started_s, 1e-9)
         remarks: Counter[str] = Counter()
@@ -274,6 +277,7 @@ class Fleet:
             "writes": meter.write_latency.number,
             "others": meter.other_latency.number,
             "iops": round(meter.number / seconds, 1),
+            "cpu_share": round(self.cpu_s / seconds, 3),
             "bytes_per_second": round(transferred * assignment.plan.block_bytes / seconds),
             "read_latency_us": meter.read_latency.summary(),
             "write_latency_us": meter.write_latency.summary(),

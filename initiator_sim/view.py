@@ -17,6 +17,7 @@ from initiator_sim.nexus import Kind
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 _HISTORY: Final = 60
 _EVENTS_SHOWN: Final = 6
+_BUSY_CPU_SHARE: Final = 0.9
 _QUIET: Final = frozenset({Kind.UP})
 
 
@@ -130,6 +131,10 @@ def show_report(report: dict[str, Any], console: Console) -> None:
         table.add_row("member", f"{address}: {count} session(s)")
     if report["retries"] or report["reissued"]:
         table.add_row("retried", f"{report['retries']} after a status, {report['reissued']} after a lost connection")
+    if report["cpu_share"] > _BUSY_CPU_SHARE:
+        table.add_row(
+            "remark", f"this process was busy {report['cpu_share']:.0%} of the time: it may be the bottleneck"
+        )
     if "verify" in report:
         _verify_rows(table, report["verify"])
     for text, count in report["remarks"].items():
