@@ -4,6 +4,7 @@ One receive is one batch: every PDU in it is handled, and what that caused to be
 """
 
 import asyncio
+import os
 import secrets
 import socket
 import time
@@ -119,6 +120,7 @@ class Connection:
         self.handler = handler
         self.framer = Framer(LOGIN_SEGMENT_BYTES)
         reactor.connections.add(self)
+        reactor.add_ticking(self)
         self._loop.add_reader(sock, self._readable)
 
     @property
@@ -146,6 +148,11 @@ class Connection:
             self._end(error)
             return
         self.flush()
+
+    def tick(self, now: float) -> None:
+        """uvloop does not tell of a reset that came right behind data: it ends its watch with the data."""
+        if number := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._end(OSError(number, os.strerror(number)))
 
     def plan_flush(self) -> None:
         """Flush when this turn of the loop ends: everything that is submitted in it goes out together."""
@@ -226,4 +233,5 @@ class Connection:
         self._socket.close()
         self._unsent.clear()
         self._reactor.connections.discard(self)
+        self._reactor.remove_ticking(self)
         self.handler.closed(error)

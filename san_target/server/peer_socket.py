@@ -179,6 +179,8 @@ class SocketTransport:
             except Exception as error:
                 log.error("a peer connection ended by a defect of this program", exc_info=error)
                 self._lose("internal error")
+        if not self._ended and (reset := portal_socket.pending_error(self._socket)):
+            self._lose(reset.strerror or _CLOSED)
 
     def _shut_down(self) -> None:
         """End the stream after the last words. What still arrives is thrown away for a moment, so that they are not

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from san_target.server import portal_socket
 from san_target.session.connection import Connection
 from san_target.volume.device import VolumeError
 
@@ -353,6 +354,9 @@ class PortalConnection:
             self._resume_reading()
 
     def tick(self, now: float) -> None:
+        if error := portal_socket.pending_error(self._socket):
+            self._lost(error)
+            return
         stalled = self._unsent and now - self._progress_s > STALLED_SEND_S
         if stalled or (self._closing and now - self._closing_s > CLOSING_S):
             self.give_up("the initiator takes no data")

@@ -1,6 +1,7 @@
-"""Listening sockets, and how addresses are written."""
+"""Listening sockets, what became of connected ones, and how addresses are written."""
 
 import asyncio
+import os
 import socket
 from typing import Any
 
@@ -21,6 +22,16 @@ async def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def pending_error(sock: socket.socket) -> OSError | None:
+    """What a connected socket has suffered and nobody was told yet: a reset.
+
+    uvloop takes an error for the end of its watch: it calls the reader once more, and that finds the data which came
+    before the reset, if there was any. The reset itself is then told to nobody.
+    """
+    number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    return OSError(number, os.strerror(number)) if number else None
 
 
 def address_text(address: tuple[Any, ...]) -> str:
