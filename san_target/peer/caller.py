@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from san_target.peer.frame_stream import AnswerStream
 from san_target.peer.frames import FrameError, Payload
-from san_target.peer.handshake import NONCE_BYTES, Calling, HandshakeStream, Refused, Welcome
+from san_target.peer.handshake import NONCE_BYTES, Calling, Code, HandshakeStream, Refused, Welcome
 from san_target.peer.identity import OwnIdentity
 
 if TYPE_CHECKING:
@@ -24,19 +24,29 @@ class LinkError(Exception):
 class CallerConnection:
     """A `transport.Receiver`. `welcome` resolves when the link may be used; `ended` when it has ended, with the reason.
 
-    heard: something has arrived since this was set to False.
+    heard: something has arrived since this was set to False. refused: why the other side would not have it.
     """
 
-    __slots__ = ("_calling", "_handshake", "_stream", "_transport", "ended", "heard", "welcome")
+    __slots__ = ("_calling", "_handshake", "_on_end", "_stream", "_transport", "ended", "heard", "refused", "welcome")
 
-    def __init__(self, own: OwnIdentity, peer: str, incarnation: int, nonce: bytes, taken: "Callable[[Answer], None]"):
-        """nonce: random bytes; taken: gets each answer. It may raise FrameError."""
+    def __init__(
+        self,
+        own: OwnIdentity,
+        peer: str,
+        incarnation: int,
+        nonce: bytes,
+        taken: "Callable[[Answer], None]",
+        on_end: "Callable[[str], None]",
+    ) -> None:
+        """nonce: random bytes; taken: gets each answer, and may raise FrameError; on_end: called at once at the end."""
         loop = asyncio.get_running_loop()
         self._calling = Calling(own, peer, incarnation, nonce)
         self._handshake: HandshakeStream | None = HandshakeStream()
         self._stream = AnswerStream(taken)
+        self._on_end = on_end
         self._transport: Transport | None = None
         self.heard = False
+        self.refused: Code | None = None
         self.welcome: asyncio.Future[Welcome] = loop.create_future()
         self.ended: asyncio.Future[str] = loop.create_future()
 
@@ -65,7 +75,10 @@ class CallerConnection:
                 self._stream.received(data)
             else:
                 self._receive_handshake(self._handshake, data)
-        except (FrameError, Refused) as error:
+        except FrameError as error:
+            self.abort(str(error))
+        except Refused as error:
+            self.refused = error.code
             self.abort(str(error))
 
     def lost(self, reason: str) -> None:
@@ -92,6 +105,7 @@ class CallerConnection:
         if not self.ended.done():
             self.ended.set_result(reason)
             self.welcome.cancel()
+            self._on_end(reason)
 
 
 async def connect(

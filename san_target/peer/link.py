@@ -19,6 +19,7 @@ import structlog
 from san_target.peer import messages
 from san_target.peer.caller import CallerConnection, LinkError, connect, new_nonce
 from san_target.peer.frames import GOOD, Answer, FrameError, Operation, Payload, Request, Status, pack_request
+from san_target.peer.handshake import Code
 from san_target.peer.lanes import LANE_OF_OPERATION, Lane, LaneLimits, LaneName
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class PeerLink:
     state    connecting | up | waiting (for the next try) | stopped
     reason   why it is not up, for people
     tick     the other member's, as last heard; 0 = never
+    fenced   the other member takes nothing any more from this life of this member
     """
 
     __slots__ = (
@@ -111,6 +113,7 @@ class PeerLink:
         "_up",
         "_waiting",
         "address",
+        "fenced",
         "incarnation",
         "losses",
         "name",
@@ -139,6 +142,7 @@ class PeerLink:
         self.reason = "connecting"
         self.tick = 0
         self._ticks: deque[tuple[float, int]] = deque(maxlen=TICKS_KEPT)
+        self.fenced = False
         self.losses = 0
         self.requests_sent = 0
         self._network = network
@@ -213,7 +217,7 @@ class PeerLink:
     def flush(self) -> None:
         """Send what has been collected now, instead of at the end of this turn."""
         outgoing, connection = self._outgoing, self._connection
-        if outgoing and connection is not None and not connection.ended.done():
+        if outgoing and connection is not None:
             self._outgoing = []
             self.requests_sent += len(self._queued)
             self._queued.clear()
@@ -357,16 +361,16 @@ class PeerLink:
     def reset(self, reason: str) -> None:
         """End the present connection, and make another one; `settled` waits for that."""
         if self._connection is not None and self.state == "up":
-            self._up.clear()
             self._connection.abort(reason)
 
     def stop(self, reason: str) -> None:
         """End for ever. What is under way ends with LOST, from the event loop."""
         if self.state == "stopped":
             return
-        if self._connection is not None:
-            self._connection.abort(reason)
+        connection = self._connection
         self._down("stopped", reason)
+        if connection is not None:
+            connection.abort(reason)
         self._up.set()  # whoever waits for it, waits in vain
         self._task.cancel()
         self._loop.call_soon(self._fail_waiting)
@@ -381,19 +385,18 @@ class PeerLink:
         back_off_s = BACK_OFF_MIN_S
         while True:
             self.state = "connecting"
-            connection = CallerConnection(
-                self._own, self.name, self.incarnation, new_nonce(self._network), self._answered
-            )
+            nonce = new_nonce(self._network)
+            connection = CallerConnection(self._own, self.name, self.incarnation, nonce, self._answered, self._ended)
             self._connection = connection
             try:
                 welcome = await connect(self._network, self.address, connection, CONNECT_S, WELCOME_S)
             except LinkError as error:
-                reason = str(error)
+                self.fenced = connection.refused is Code.OLD_INCARNATION
+                self._down("waiting", str(error))
             else:
                 back_off_s = BACK_OFF_MIN_S
                 self._go_up(welcome)
-                reason = await self._keep_alive(connection)
-            self._down("waiting", reason)
+                await self._keep_alive(connection)
             await self._network.sleep(back_off_s)
             back_off_s = min(2 * back_off_s, BACK_OFF_MAX_S)
 
@@ -412,8 +415,8 @@ class PeerLink:
         lanes = [_SendLane(each, self._waiting[name]) for name, each in enumerate(limits)]
         self._by_operation = [lanes[LANE_OF_OPERATION[operation]] for operation in Operation]
 
-    async def _keep_alive(self, connection: CallerConnection) -> str:
-        """Ask for signs of life, and look at deadlines, until the connection has ended: why."""
+    async def _keep_alive(self, connection: CallerConnection) -> None:
+        """Ask for signs of life, and look at deadlines, until the connection has ended."""
         silent_looks = looks = 0
         while not connection.ended.done():
             if looks % LOOKS_PER_KEEPALIVE == 0:
@@ -427,7 +430,6 @@ class PeerLink:
             if silent_looks >= SILENT_LOOKS_MAX:
                 connection.abort(f"no sign of life for {SILENT_LOOKS_MAX * LOOK_S:.0f} s")
             self._look_at_deadlines()
-        return connection.ended.result()
 
     def _look_at_deadlines(self) -> None:
         now_s = self._network.now_s()
@@ -439,6 +441,10 @@ class PeerLink:
             done, lane, cost_bytes, answer_bytes, _deadline_s = entry
             self._pending[request_id] = (None, lane, cost_bytes, answer_bytes, math.inf)
             self._finish(done, Answer(request_id, _TIMED_OUT))
+
+    def _ended(self, reason: str) -> None:
+        if self.state == "up":
+            self._down("waiting", reason)
 
     def _down(self, state: LinkState, reason: str) -> None:
         """There is no connection now: everything that was sent is lost."""

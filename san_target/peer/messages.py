@@ -120,9 +120,23 @@ class PortalsReply(Message, frozen=True):
     portals: tuple[PortalInfo, ...]
 
 
+class EndSessions(Message, frozen=True):
+    """An initiator logs in here. Done when nothing is under way at your place of what it began there: its session of
+    the same initiator port (isid) has been ended, and the sessions of its that had ended before have drained.
+
+    address: where the login comes from, "host:port".
+    """
+
+    volume_id: str
+    initiator_name: str
+    isid: bytes
+    address: str = ""
+
+
 AnyMessage = (
     Done
     | FenceIngress
+    | EndSessions
     | TicketRequest
     | TicketReply
     | SessionCountRequest

@@ -67,6 +67,14 @@ class PortalGroup(Protocol):
         ...
 
 
+class Predecessors(Protocol):
+    """What initiators that log in here began at other members."""
+
+    async def succeed(self, volume_id: str, initiator_name: str, isid: bytes, address: str) -> str:
+        """See `session.target.Directory.succeed`."""
+        ...
+
+
 class TargetDirectory:
     """Targets by name. tsih_in_use: whether a session handle belongs to a session of this member.
 
@@ -76,6 +84,7 @@ class TargetDirectory:
     def __init__(self, discovery: Access, tsih_in_use: Callable[[int], bool]) -> None:
         self.portals = Portals(())
         self.group: PortalGroup | None = None
+        self.succession: Predecessors | None = None
         self.reinstatements = Reinstatements()
         self._discovery = discovery
         self._tsih_in_use = tsih_in_use
@@ -118,6 +127,11 @@ class TargetDirectory:
         if self.group is None or self.is_multipath(target):
             return None
         return await self.group.place(target, initiator_name, isid, self.portals.told_for(asked_at))
+
+    async def succeed(self, target: Target, initiator_name: str, isid: bytes, address: str) -> str:
+        if self.succession is None:
+            return ""
+        return await self.succession.succeed(target.unit.identity.volume_id, initiator_name, isid, address)
 
     def reinstated(self, old: "Session", by_address: str, now_s: float) -> None:
         """Also to be called where the other login is at another member."""

@@ -14,7 +14,7 @@ from san_target.session import task_management
 from san_target.session.commands import ANSWERS_PER_FLUSH
 from san_target.session.discovery import TextExchange, TextRequest
 from san_target.session.keepalive import Keepalive
-from san_target.session.login import Login, LoginRequest, LoginResult
+from san_target.session.login import Login, LoginRefused, LoginRequest, LoginResult, LoginStatus
 from san_target.session.session import Session
 from san_target.session.tasks import TaskBarrier
 from san_target.wire import hot, pdus
@@ -216,6 +216,9 @@ class Connection(Keepalive):
         target = result.target
         key = (result.initiator_name, result.isid)
         if target is not None:
+            reason = await self.directory.succeed(target, *key, self.peer_address)
+            if reason:
+                raise LoginRefused(LoginStatus.SERVICE_UNAVAILABLE, reason)
             # RFC 7143 6.3.5: the same initiator port logs in again: the old session ends first, with all its tasks.
             while (old := target.sessions.get(key)) is not None:
                 if old.connection.stage is not Stage.CLOSED:

@@ -68,6 +68,13 @@ class Directory(Protocol):
         """
         ...
 
+    async def succeed(self, target: Target, initiator_name: str, isid: bytes, address: str) -> str:
+        """Before a session begins: returns when nothing that this initiator began at another member can still happen.
+
+        Why the login has to be tried again, or "". address: where it comes from, "host:port".
+        """
+        ...
+
     def reinstated(self, old: "Session", by_address: str, now_s: float) -> None:
         """A live session is ended by another login of its initiator port, which came from "host:port"."""
         ...

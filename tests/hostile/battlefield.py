@@ -171,6 +171,9 @@ class FieldDirectory:
     async def place(self, target: Target, initiator_name: str, isid: bytes, asked_at: str) -> str | None:
         return None
 
+    async def succeed(self, target: Target, initiator_name: str, isid: bytes, address: str) -> str:
+        return ""
+
     def reinstated(self, old: Session, by_address: str, now_s: float) -> None:
         pass
 

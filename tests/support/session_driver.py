@@ -49,6 +49,9 @@ class OneTarget:
     async def place(self, target: Target, initiator_name: str, isid: bytes, asked_at: str) -> str | None:
         return self.redirect_to
 
+    async def succeed(self, target: Target, initiator_name: str, isid: bytes, address: str) -> str:
+        return ""
+
     def reinstated(self, old: Session, by_address: str, now_s: float) -> None:
         self.reinstatements.append((old.address, by_address))
 

@@ -46,6 +46,9 @@ class FakeDirectory:
         self.while_asked()
         return self.redirect_to
 
+    async def succeed(self, target: Target, initiator_name: str, isid: bytes, address: str) -> str:
+        return ""
+
     def reinstated(self, old: Session, by_address: str, now_s: float) -> None:
         raise AssertionError("login alone ends no session")
 
