@@ -348,6 +348,61 @@ def _plan(options: dict[str, Any]) -> Plan:
 
 
 @main.command()
+@click.argument("portal", type=PortalType(), required=False)
+@click.argument("iqn", required=False)
+@click.option("--portal", "more_portals", type=PortalType(), multiple=True, help="Further portals of the same target.")
+@click.option("--lun", type=click.IntRange(0, 16383), help="By default the first that is a disk.")
+@click.option("--check", "names", metavar="NAME", multiple=True, help="Only this check.")
+@click.option("--list", "only_list", is_flag=True, help="List the checks, run none.")
+@click.option(
+    "--patience",
+    type=click.FloatRange(0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Seconds that an answer may take.",
+)
+@click.option("--trigger", metavar="COMMAND", help="A shell command that makes the target ask a session to leave.")
+@click.option("--admin", metavar="URL", help="The HTTP API of a san-target member, which can do the same.")
+@click.option("--admin-token-file", type=click.File("r"), metavar="FILE", help="Its token, else from SAN_TARGET_TOKEN.")
+@initiator_options
+@json_option
+def conformance(portal: str | None, iqn: str | None, as_json: bool, **options: Any) -> int:
+    """Check the target IQN at PORTAL against the protocol. Exit code 1 if it fails any check.
+
+    Not for a disk in use: checks reset the unit and reserve it, and write to its last 128 blocks, which are put back.
+    """
+    from initiator_sim.conformance import CHECKS, command
+    from initiator_sim.conformance.hooks import Hooks
+
+    if options["only_list"]:
+        command.show_list(CHECKS, Console())
+        return 0
+    if portal is None or iqn is None:
+        raise click.UsageError("PORTAL and IQN are needed")
+    who = {key: options[key] for key in ("name", "personality", "chap", "mutual_chap", "digest")}
+    digest = options["digest"]
+    order = command.Order(
+        (portal, *options["more_portals"]),
+        iqn,
+        options["lun"],
+        options["names"],
+        Hooks(options["trigger"], options["admin"], command.read_token(options["admin_token_file"])),
+        options["chap"],
+        options["mutual_chap"],
+        () if digest is None else with_digests(OPEN_ISCSI, digest),
+        options["patience"],
+    )
+
+    async def work() -> dict[str, Any]:
+        return await command.carry_out(_initiator(**who), order, None if as_json else Console())
+
+    report = execute(work())
+    if as_json:
+        print_json(report)
+    return 1 if report["failed"] else 0
+
+
+@main.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--port", type=click.IntRange(1, 65535), default=3260, show_default=True, help="The target's port.")
 @json_option
