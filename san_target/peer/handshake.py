@@ -309,9 +309,7 @@ class Answering:
 
     def _check(self, proof: Proof) -> None:
         if self.hello is None or not hmac.compare_digest(proof.proof, self._expected):
-            raise Refused(
-                Code.SECRET, "the secrets of the two members differ; check that both use the same --store", True
-            )
+            raise Refused(Code.SECRET, "the two members' secrets differ; both must use the same --store", send=True)
         self.step = Step.PROVEN
 
 
