@@ -22,7 +22,7 @@ from san_target.cli.values import ADDRESS, DURATION
 @click.option("--peer", type=ADDRESS, help="Where other members reach this one.")
 @click.option("--admin", type=ADDRESS, help="Where the HTTP API is served [127.0.0.1:3280].")
 @click.option("--api-token-file", metavar="FILE", help="File with the API token; without, the API stays on loopback.")
-@click.option("--store", metavar="URL", help="sqlite:///PATH [group.sqlite in the pool].")
+@click.option("--store", metavar="URL", help="sqlite:///PATH or etcd://HOST:PORT[,...] [group.sqlite in the pool].")
 @click.option("--group", help="Name of the group, when the store is new.")
 @click.option("--busy-poll", type=DURATION, help="Look this long for the next request; 0us = never [50us].")
 def serve(config: Path | None, busy_poll: float | None, **options: Any) -> int:

@@ -1,12 +1,17 @@
-"""What both embedded stores share: checks of a transaction, and the grouping of history rows into whole revisions."""
+"""What the stores share: checks of a transaction, and the grouping of history rows into whole revisions."""
 
 from collections.abc import Iterable, Sequence
 
-from san_target.metadata.store import Compare, Delete, Event, Put, RevisionCompacted, WatchBatch
+from san_target.metadata.store import OPERATIONS_MAX, Compare, Delete, Event, Put, RevisionCompacted, WatchBatch
 
 
 def check_transaction(compares: Sequence[Compare], operations: Sequence[Put | Delete]) -> None:
-    """A key may be changed once per transaction: what a watch would show otherwise has no meaning (ValueError)."""
+    """What no store takes (ValueError), so that whatever works on one works on all.
+
+    A key may be changed once per transaction: what a watch would show otherwise has no meaning.
+    """
+    if max(len(compares), len(operations)) > OPERATIONS_MAX:
+        raise ValueError(f"a transaction has more than {OPERATIONS_MAX} compares or operations")
     keys = [operation.key for operation in operations]
     if len(set(keys)) != len(keys):
         raise ValueError(f"a transaction changes a key twice: {sorted(keys)}")

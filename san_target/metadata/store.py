@@ -12,6 +12,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+PAGE_ITEMS = 500
+OPERATIONS_MAX = 128  # in one transaction, compares and operations each: what etcd takes
+
 
 class StoreError(Exception):
     """The store cannot be used; the message tells the operator what to do."""
@@ -103,16 +106,30 @@ class Store(Protocol):
 
     async def range(self, prefix: str) -> Snapshot: ...
 
+    def pages(self, prefix: str) -> AsyncIterator[Snapshot]:
+        """What `range` reads, PAGE_ITEMS at a time, all of the revision of the first page; at least one page.
+
+        For prefixes with so many keys that they should not all be in memory at once.
+        """
+        ...
+
     async def transact(self, compares: Sequence[Compare], operations: Sequence[Put | Delete]) -> TransactionResult:
-        """Apply all operations in one revision if every compare holds; else change nothing."""
+        """Apply all operations in one revision if every compare holds; else change nothing.
+
+        At most OPERATIONS_MAX of each, and about 1 MiB. A transaction that changes nothing may get no revision of its
+        own: the result then has that of the store. LeaseEnded; StoreUnavailable: whether it was applied is unknown.
+        """
         ...
 
     def watch(self, prefix: str, from_revision: int) -> AsyncIterator[WatchBatch]:
-        """Yield every revision >= from_revision that touches the prefix, then wait for more."""
+        """Yield every revision >= from_revision that touches the prefix, then wait for more.
+
+        RevisionCompacted; StoreUnavailable if the store stays away: watch again from where it ended.
+        """
         ...
 
     async def grant_lease(self, ttl_s: float) -> int:
-        """A new lease id (> 0)."""
+        """A new lease id (> 0). The lease lasts at least `ttl_s`; etcd counts whole seconds."""
         ...
 
     async def renew_lease(self, lease_id: int) -> bool:

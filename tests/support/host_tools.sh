@@ -8,8 +8,8 @@
 set -euo pipefail
 
 PACKAGES="
-	tgt libiscsi-bin libiscsi-dev qemu-utils qemu-block-extra sg3-utils gcc
-	qemu-system-x86 cpio kmod e2fsprogs iproute2 util-linux"
+	tgt libiscsi-bin libiscsi-dev qemu-utils qemu-block-extra sg3-utils gcc tcpdump
+	qemu-system-x86 cpio kmod e2fsprogs iproute2 util-linux etcd-server openssl"
 
 missing() {
 	for package in $PACKAGES; do
@@ -35,14 +35,19 @@ if [ "$(id -u)" != 0 ]; then
 fi
 echo "host_tools: installing $wanted" >&2
 export DEBIAN_FRONTEND=noninteractive
+# The tests start their own tgtd and etcd, on their own ports and data. As services of the packages these would only
+# hold ports, and etcd keep data, so their first start is prevented: by a mask where systemd runs, else by a runlevel.
+export RUNLEVEL=1
+services=""
+for service in tgt:tgt etcd:etcd-server; do
+	case " $wanted " in *" ${service#*:} "*) services="$services ${service%:*}" ;; esac
+done
+systemd() { [ -z "$services" ] || [ ! -d /run/systemd/system ] || systemctl "$@" $services >&2 || true; }
+systemd mask
+trap 'systemd unmask; systemd disable' EXIT
 install() { apt-get install -q -y --no-install-recommends $wanted >&2; }
 # Package lists may be absent or old on a fresh machine, so look once more after an update.
 install || { apt-get update -q >&2 && install; } || {
 	echo "host_tools: could not install $wanted; the tests that need them are skipped" >&2
 	exit 0
 }
-# The tests start their own tgtd on their own ports. One that came up as a service with the package would
-# only hold port 3260.
-case " $wanted " in *" tgt "*)
-	if [ -d /run/systemd/system ]; then systemctl disable --now tgt >&2 || true; fi ;;
-esac

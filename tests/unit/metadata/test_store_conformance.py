@@ -1,14 +1,17 @@
 """What every store must do, run against each implementation."""
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from san_target.metadata.factory import make_store
 from san_target.metadata.memory import MemoryData, MemoryStore
 from san_target.metadata.sqlite import SqliteStore
 from san_target.metadata.store import (
+    OPERATIONS_MAX,
     Compare,
     Delete,
     LeaseEnded,
@@ -18,6 +21,7 @@ from san_target.metadata.store import (
     StoreError,
     WatchBatch,
 )
+from tests.support.etcd import Etcd
 
 HISTORY = 8
 SECONDS_MAX = 20
@@ -34,23 +38,73 @@ class Clock:
 
 
 class World:
-    """Makes clients of one and the same store."""
+    """Makes clients of one and the same store, at revision `base` when the test begins.
 
-    def __init__(self, kind: str, path: Path) -> None:
-        self.kind = kind
-        self.path = path / "group.sqlite"
+    ttl_s: a lease that ends soon. clock: of leases; None where they end by the time of day.
+    """
+
+    ttl_s = 10.0
+    base = 0
+    clock: Clock | None = None
+
+    def client(self) -> Store:
+        raise NotImplementedError
+
+    async def let_end(self, lease_id: int) -> None:
+        """Return when the lease, which is not renewed, has ended."""
+        assert self.clock is not None
+        self.clock.now += self.ttl_s
+
+    def compact(self, revision: int) -> None:
+        """The history up to this revision is forgotten; by itself where only HISTORY revisions are kept."""
+
+    def tick(self) -> None:
+        """What looks for ended leases by the event loop's clock looks now."""
+
+
+class MemoryWorld(World):
+    def __init__(self) -> None:
         self.clock = Clock()
         self.data = MemoryData(self.clock, history_revisions=HISTORY)
 
     def client(self) -> Store:
-        if self.kind == "memory":
-            return MemoryStore(self.data)
+        return MemoryStore(self.data)
+
+    def tick(self) -> None:
+        self.data.reap()
+
+
+class SqliteWorld(World):
+    def __init__(self, path: Path) -> None:
+        self.clock = Clock()
+        self.path = path / "group.sqlite"
+
+    def client(self) -> Store:
         return SqliteStore(self.path, clock=self.clock, boot_id="boot", history_revisions=HISTORY, poll_s=0.002)
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+class EtcdWorld(World):
+    ttl_s = 1.0
+
+    def __init__(self, etcd: Etcd) -> None:
+        self.etcd = etcd
+        self.prefix = f"/{uuid.uuid4().hex}/"
+
+    def client(self) -> Store:
+        return make_store(f"etcd://{self.etcd.host}?prefix={self.prefix}")
+
+    async def let_end(self, lease_id: int) -> None:
+        await asyncio.to_thread(self.etcd.wait_until_ended, lease_id)
+
+    def compact(self, revision: int) -> None:
+        self.etcd.compact(revision)
+
+
+@pytest.fixture(params=["memory", "sqlite", pytest.param("etcd", marks=pytest.mark.tool("etcd"))])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
-    return World(request.param, tmp_path)
+    if request.param == "memory":
+        return MemoryWorld()
+    return SqliteWorld(tmp_path) if request.param == "sqlite" else EtcdWorld(request.getfixturevalue("etcd"))
 
 
 def run(world: World, test: Callable[[Store, Store], Awaitable[None]]) -> None:
@@ -62,6 +116,7 @@ def run(world: World, test: Callable[[Store, Store], Awaitable[None]]) -> None:
         await second.open()
         try:
             async with asyncio.timeout(SECONDS_MAX):
+                world.base = (await first.range("")).revision
                 await test(first, second)
         finally:
             await first.close()
@@ -79,10 +134,10 @@ def changes(batch: WatchBatch) -> dict[str, bytes | None]:
 
 
 class TestTransactions:
-    def test_a_new_store_is_empty_at_revision_zero(self, world: World) -> None:
+    def test_a_new_store_is_empty(self, world: World) -> None:
         async def test(first: Store, second: Store) -> None:
             snapshot = await first.range("")
-            assert (snapshot.items, snapshot.revision) == ((), 0)
+            assert (snapshot.items, snapshot.revision) == ((), world.base)
             assert await first.get("a") is None
 
         run(world, test)
@@ -90,10 +145,11 @@ class TestTransactions:
     def test_what_one_client_puts_another_reads(self, world: World) -> None:
         async def test(first: Store, second: Store) -> None:
             result = await first.transact([], [Put("a", b"1"), Put("b", b"\x00\xff")])
-            assert (result.succeeded, result.revision) == (True, 1)
+            at = world.base + 1
+            assert (result.succeeded, result.revision) == (True, at)
             item = await second.get("b")
             assert item is not None
-            assert (item.value, item.create_revision, item.mod_revision, item.lease_id) == (b"\x00\xff", 1, 1, 0)
+            assert (item.value, item.create_revision, item.mod_revision, item.lease_id) == (b"\x00\xff", at, at, 0)
 
         run(world, test)
 
@@ -104,12 +160,12 @@ class TestTransactions:
             await second.transact([], [Put("a", b"2")])
             item = await first.get("a")
             assert item is not None
-            assert (item.value, item.create_revision, item.mod_revision) == (b"2", 1, 3)
+            assert (item.value, item.create_revision, item.mod_revision) == (b"2", world.base + 1, world.base + 3)
             await first.transact([], [Delete("a")])
             await first.transact([], [Put("a", b"3")])
             item = await first.get("a")
             assert item is not None
-            assert (item.create_revision, item.mod_revision) == (5, 5)
+            assert (item.create_revision, item.mod_revision) == (world.base + 5, world.base + 5)
 
         run(world, test)
 
@@ -131,11 +187,11 @@ class TestTransactions:
 
     def test_one_failed_compare_changes_nothing(self, world: World) -> None:
         async def test(first: Store, second: Store) -> None:
-            await first.transact([], [Put("a", b"1"), Put("b", b"1")])
-            result = await second.transact([Compare("a", 1), Compare("b", 9)], [Put("a", b"2"), Delete("b")])
-            assert (result.succeeded, result.revision) == (False, 1)
+            at = (await first.transact([], [Put("a", b"1"), Put("b", b"1")])).revision
+            result = await second.transact([Compare("a", at), Compare("b", at + 8)], [Put("a", b"2"), Delete("b")])
+            assert (result.succeeded, result.revision) == (False, at)
             assert [(item.key, item.value) for item in (await first.range("")).items] == [("a", b"1"), ("b", b"1")]
-            assert (await second.transact([Compare("a", 1), Compare("b", 1)], [Put("a", b"2")])).succeeded
+            assert (await second.transact([Compare("a", at), Compare("b", at)], [Put("a", b"2")])).succeeded
 
         run(world, test)
 
@@ -160,12 +216,60 @@ class TestTransactions:
 
         run(world, test)
 
-    @pytest.mark.parametrize("operations", [[Put("a", b""), Delete("a")], [Put("", b"")]])
+    @pytest.mark.parametrize(
+        "operations",
+        [
+            [Put("a", b""), Delete("a")],
+            [Put("", b"")],
+            [Put(f"a{number}", b"") for number in range(OPERATIONS_MAX + 1)],
+        ],
+        ids=["a key twice", "an empty key", "too many"],
+    )
     def test_a_meaningless_transaction_is_refused(self, world: World, operations: list[Put | Delete]) -> None:
         async def test(first: Store, second: Store) -> None:
             with pytest.raises(ValueError):
                 await first.transact([], operations)
-            assert (await first.range("")).revision == 0
+            assert (await first.range("")).revision == world.base
+
+        run(world, test)
+
+    def test_the_largest_transaction(self, world: World) -> None:
+        async def test(first: Store, second: Store) -> None:
+            compares = [Compare(f"a{number}", 0) for number in range(OPERATIONS_MAX)]
+            puts = [Put(compare.key, b"x" * 500) for compare in compares]
+            assert (await first.transact(compares, puts)).succeeded
+            assert len((await second.range("a")).items) == OPERATIONS_MAX
+            assert not (await second.transact(compares, puts)).succeeded
+
+        run(world, test)
+
+    def test_a_transaction_that_only_compares(self, world: World) -> None:
+        async def test(first: Store, second: Store) -> None:
+            at = (await first.transact([], [Put("a", b"1")])).revision
+            assert (await second.transact([Compare("a", at)], [])).succeeded
+            assert not (await second.transact([Compare("a", at + 1)], [])).succeeded
+
+        run(world, test)
+
+    def test_a_range_of_many_items_is_of_one_revision(self, world: World) -> None:
+        """Each revision moves one item from the head to the end, so that a read over two revisions sees too few."""
+
+        async def test(first: Store, second: Store) -> None:
+            keys = [f"k{number:05d}" for number in range(1000)]
+            for start in range(0, len(keys), OPERATIONS_MAX):
+                await first.transact([], [Put(key, key.encode()) for key in keys[start : start + OPERATIONS_MAX]])
+
+            async def move() -> None:
+                for number in range(100):
+                    await first.transact([], [Delete(keys[number]), Put(f"k{1000 + number:05d}", b"")])
+
+            moving = asyncio.ensure_future(move())
+            snapshots = [await second.range("k") for _ in range(5)]
+            await moving
+            for snapshot in [*snapshots, await second.range("k")]:
+                assert len(snapshot.items) == 1000
+                assert [item.key for item in snapshot.items] == sorted(item.key for item in snapshot.items)
+                assert max(item.mod_revision for item in snapshot.items) <= snapshot.revision
 
         run(world, test)
 
@@ -185,23 +289,23 @@ class TestWatches:
         async def test(first: Store, second: Store) -> None:
             await first.transact([], [Put("v/a", b"1")])
             await first.transact([], [Put("v/a", b"2"), Put("v/b", b"1"), Put("other", b"")])
-            watch = second.watch("v/", 2)
+            watch = second.watch("v/", world.base + 2)
             [batch] = await take(watch, 1)
-            assert (batch.revision, changes(batch)) == (2, {"v/a": b"2", "v/b": b"1"})
+            assert (batch.revision, changes(batch)) == (world.base + 2, {"v/a": b"2", "v/b": b"1"})
             live = asyncio.ensure_future(anext(watch))
             await first.transact([], [Put("other", b"x")])
             await first.transact([], [Delete("v/a"), Put("v/c", b"3")])
             batch = await live
-            assert (batch.revision, changes(batch)) == (4, {"v/a": None, "v/c": b"3"})
+            assert (batch.revision, changes(batch)) == (world.base + 4, {"v/a": None, "v/c": b"3"})
             item = batch.events[1].item
             assert item is not None
-            assert (item.create_revision, item.mod_revision) == (4, 4)
+            assert (item.create_revision, item.mod_revision) == (world.base + 4, world.base + 4)
 
         run(world, test)
 
     def test_own_changes_are_seen_too(self, world: World) -> None:
         async def test(first: Store, second: Store) -> None:
-            live = asyncio.ensure_future(anext(first.watch("a", 1)))
+            live = asyncio.ensure_future(anext(first.watch("a", world.base + 1)))
             await asyncio.sleep(0)
             await first.transact([], [Put("a", b"1")])
             assert changes(await live) == {"a": b"1"}
@@ -220,9 +324,10 @@ class TestWatches:
 
             seen: list[int] = []
             writer = asyncio.ensure_future(write())
-            async for batch in second.watch("", 1):
-                assert changes(batch) == {"a": b"%d" % (batch.revision - 1), "b": b"%d" % (batch.revision - 1)}
-                seen.append(batch.revision)
+            async for batch in second.watch("", world.base + 1):
+                written = b"%d" % (batch.revision - world.base - 1)
+                assert changes(batch) == {"a": written, "b": written}
+                seen.append(batch.revision - world.base)
                 if len(seen) == 30:
                     break
             await writer
@@ -232,19 +337,21 @@ class TestWatches:
 
     def test_deleting_what_is_absent_shows_nothing(self, world: World) -> None:
         async def test(first: Store, second: Store) -> None:
-            assert (await first.transact([], [Delete("a")])).revision == 1
-            await first.transact([], [Put("a", b"")])
-            assert (await anext(second.watch("", 1))).revision == 2
+            deleted = await first.transact([], [Delete("a")])
+            assert deleted.succeeded
+            assert deleted.revision - world.base in (0, 1)
+            at = (await first.transact([], [Put("a", b"")])).revision
+            assert (await anext(second.watch("", world.base + 1))).revision == at
 
         run(world, test)
 
     def test_a_revision_not_reached_yet_is_waited_for(self, world: World) -> None:
         async def test(first: Store, second: Store) -> None:
-            live = asyncio.ensure_future(anext(second.watch("", 3)))
+            live = asyncio.ensure_future(anext(second.watch("", world.base + 3)))
             for value in (b"1", b"2", b"3"):
                 await first.transact([], [Put("a", value)])
             batch = await live
-            assert (batch.revision, changes(batch)) == (3, {"a": b"3"})
+            assert (batch.revision, changes(batch)) == (world.base + 3, {"a": b"3"})
 
         run(world, test)
 
@@ -252,9 +359,11 @@ class TestWatches:
         async def test(first: Store, second: Store) -> None:
             for number in range(HISTORY + 3):
                 await first.transact([], [Put(f"k{number}", b"")])
-            with pytest.raises(RevisionCompacted):
-                await anext(second.watch("", 3))
-            assert (await anext(second.watch("", 4))).revision == 4
+            world.compact(world.base + 3)
+            for revision in (world.base + 2, world.base + 3):
+                with pytest.raises(RevisionCompacted):
+                    await anext(second.watch("", revision))
+            assert (await anext(second.watch("", world.base + 4))).revision == world.base + 4
             snapshot = await second.range("")
             assert len(snapshot.items) == HISTORY + 3
             live = asyncio.ensure_future(anext(second.watch("", snapshot.revision + 1)))
@@ -266,26 +375,26 @@ class TestWatches:
     def test_a_watch_ends_when_its_client_closes(self, world: World) -> None:
         async def test(first: Store, second: Store) -> None:
             async def watch_all() -> list[WatchBatch]:
-                return [batch async for batch in second.watch("", 1)]
+                return [batch async for batch in second.watch("", world.base + 1)]
 
             watching = asyncio.ensure_future(watch_all())
             await first.transact([], [Put("a", b"1")])
             for _ in range(5):
                 await asyncio.sleep(0)
             await second.close()
-            assert [batch.revision for batch in await watching] in ([], [1])
+            assert [batch.revision for batch in await watching] in ([], [world.base + 1])
 
         run(world, test)
 
     def test_a_cancelled_watch_leaves_others_alone(self, world: World) -> None:
         async def test(first: Store, second: Store) -> None:
-            cancelled = asyncio.ensure_future(anext(second.watch("", 1)))
-            kept = asyncio.ensure_future(anext(second.watch("", 1)))
+            cancelled = asyncio.ensure_future(anext(second.watch("", world.base + 1)))
+            kept = asyncio.ensure_future(anext(second.watch("", world.base + 1)))
             await asyncio.sleep(0.01)
             cancelled.cancel()
             await asyncio.wait([cancelled])
             await first.transact([], [Put("a", b"1")])
-            assert (await kept).revision == 1
+            assert (await kept).revision == world.base + 1
 
         run(world, test)
 
@@ -293,32 +402,46 @@ class TestWatches:
 class TestLeases:
     def test_a_lease_that_is_not_renewed_takes_its_keys_in_one_revision(self, world: World) -> None:
         async def test(first: Store, second: Store) -> None:
-            lease = await first.grant_lease(10)
+            lease = await first.grant_lease(world.ttl_s)
             assert lease > 0
             await first.transact([], [Put("leases/a", b"", lease), Put("kept", b""), Put("leases/b", b"", lease)])
             item = await second.get("leases/a")
             assert item is not None
             assert item.lease_id == lease
-            world.clock.now += 9.9
-            assert await second.get("leases/a") is not None
-            world.clock.now += 0.1
+            await world.let_end(lease)
             assert await second.get("leases/a") is None
             snapshot = await second.range("")
-            assert ([item.key for item in snapshot.items], snapshot.revision) == (["kept"], 2)
-            batch = (await take(first.watch("", 2), 1))[0]
+            assert ([item.key for item in snapshot.items], snapshot.revision) == (["kept"], world.base + 2)
+            batch = (await take(first.watch("", world.base + 2), 1))[0]
             assert changes(batch) == {"leases/a": None, "leases/b": None}
+
+        run(world, test)
+
+    @pytest.mark.parametrize("world", ["memory", "sqlite"], indirect=True)
+    def test_a_lease_lasts_its_time(self, world: World) -> None:
+        async def test(first: Store, second: Store) -> None:
+            assert world.clock is not None
+            lease = await first.grant_lease(10)
+            await first.transact([], [Put("a", b"", lease)])
+            world.clock.now += 9.9
+            assert await second.get("a") is not None
+            world.clock.now += 0.1
+            assert await second.get("a") is None
 
         run(world, test)
 
     def test_renewing_keeps_it(self, world: World) -> None:
         async def test(first: Store, second: Store) -> None:
-            lease = await first.grant_lease(10)
+            lease = await first.grant_lease(world.ttl_s)
             await first.transact([], [Put("a", b"", lease)])
             for _ in range(5):
-                world.clock.now += 9
+                if world.clock is None:
+                    await asyncio.sleep(world.ttl_s / 3)
+                else:
+                    world.clock.now += world.ttl_s * 0.9
                 assert await first.renew_lease(lease)
             assert await second.get("a") is not None
-            world.clock.now += 10
+            await world.let_end(lease)
             assert not await first.renew_lease(lease)
             assert await second.get("a") is None
 
@@ -333,16 +456,17 @@ class TestLeases:
             assert [item.key for item in (await second.range("")).items] == ["b"]
             assert not await first.renew_lease(lease)
             await first.revoke_lease(lease)
-            assert (await first.range("")).revision == 2
+            assert (await first.range("")).revision == world.base + 2
+            await first.revoke_lease(other)
 
         run(world, test)
 
     def test_a_key_can_leave_its_lease(self, world: World) -> None:
         async def test(first: Store, second: Store) -> None:
-            lease = await first.grant_lease(10)
+            lease = await first.grant_lease(world.ttl_s)
             await first.transact([], [Put("a", b"1", lease)])
             await first.transact([], [Put("a", b"2")])
-            world.clock.now += 11
+            await world.let_end(lease)
             item = await second.get("a")
             assert item is not None
             assert item.value == b"2"
@@ -351,8 +475,8 @@ class TestLeases:
 
     def test_a_key_cannot_be_bound_to_an_ended_lease(self, world: World) -> None:
         async def test(first: Store, second: Store) -> None:
-            lease = await first.grant_lease(10)
-            world.clock.now += 11
+            lease = await first.grant_lease(world.ttl_s)
+            await world.let_end(lease)
             with pytest.raises(LeaseEnded):
                 await second.transact([], [Put("free", b""), Put("a", b"", lease)])
             assert (await first.range("")).items == ()
@@ -361,23 +485,22 @@ class TestLeases:
 
     def test_an_expired_lease_fails_the_compares_of_its_keys(self, world: World) -> None:
         async def test(first: Store, second: Store) -> None:
-            lease = await first.grant_lease(10)
-            await first.transact([], [Put("a", b"", lease)])
-            world.clock.now += 11
-            assert not (await second.transact([Compare("a", 1)], [Put("b", b"")])).succeeded
+            lease = await first.grant_lease(world.ttl_s)
+            at = (await first.transact([], [Put("a", b"", lease)])).revision
+            await world.let_end(lease)
+            assert not (await second.transact([Compare("a", at)], [Put("b", b"")])).succeeded
             assert await first.get("b") is None
 
         run(world, test)
 
     def test_a_watcher_alone_sees_a_lease_end(self, world: World) -> None:
         async def test(first: Store, second: Store) -> None:
-            lease = await first.grant_lease(10)
+            lease = await first.grant_lease(world.ttl_s)
             await first.transact([], [Put("a", b"", lease)])
-            live = asyncio.ensure_future(anext(second.watch("", 2)))
+            live = asyncio.ensure_future(anext(second.watch("", world.base + 2)))
             await asyncio.sleep(0.01)
-            world.clock.now += 10
-            if isinstance(second, MemoryStore):
-                second.data.reap()  # its timer runs by the event loop's clock, not by the one moved here
+            await world.let_end(lease)
+            world.tick()
             assert changes(await live) == {"a": None}
 
         run(world, test)
