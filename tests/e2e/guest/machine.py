@@ -94,7 +94,8 @@ def accelerator() -> str:
 class Guest:
     """One machine. `directory` holds its console and control socket; `settings` are those of init.sh.
 
-    `kernel`: cloud or amd64, as build.sh knows them; default $GUEST_KERNEL, else cloud.
+    `kernel`: cloud or amd64, as build.sh knows them; default $GUEST_KERNEL, else cloud. `forward`: host port -> guest
+    port, TCP, on the host's loopback interface.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Guest:
         tap: str | None = None,
         kernel: str | None = None,
         memory_mib: int = 512,
+        forward: Mapping[int, int] | None = None,
     ) -> None:
         self._images = image_directory
         self._directory = directory
@@ -113,6 +115,7 @@ class Guest:
         self._tap = tap
         self._kernel = kernel or os.environ.get("GUEST_KERNEL", "cloud")
         self._memory_mib = memory_mib
+        self._forward = dict(forward or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._received = b""
@@ -164,6 +167,7 @@ class Guest:
         settings = " ".join(f"{name}={value}" for name, value in self._settings.items())
         kind = accelerator()
         network = f"tap,id=net,ifname={self._tap},script=no,downscript=no" if self._tap else "user,id=net,ipv6=off"
+        network += "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for host, guest in self._forward.items())
         options = {
             "-machine": f"pc,accel={kind}",
             "-cpu": "host" if kind == "kvm" else "max",
