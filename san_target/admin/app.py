@@ -130,8 +130,13 @@ def _endpoint(operation: Operation, service: MemberService, tracer: Tracer) -> C
         except StoreError as error:
             return failure(503, "store_unavailable", str(error))
         if operation.answer is None:
-            return Response(status_code=operation.status)
-        return Response(msgspec.json.encode(answer), status_code=operation.status, media_type="application/json")
+            return Response(status_code=operation.status, headers=call.headers)
+        return Response(
+            msgspec.json.encode(answer),
+            status_code=operation.status,
+            headers=call.headers,
+            media_type="application/json",
+        )
 
     return endpoint
 

@@ -20,12 +20,15 @@ MEMBER_COUNTERS = {
     "connections_accepted": "TCP connections accepted on iSCSI portals",
     "logins": "logins that reached the full feature phase, discovery included",
     "login_failures": "logins refused, given up or timed out; redirections left out",
+    "redirections": "logins sent to another member",
+    "reinstatements": "live sessions ended by another login of their initiator port",
     "rejects": "Reject PDUs sent",
     "digest_errors": "PDUs with a wrong header or data digest",
     "task_management": "task management requests received",
 }
 MEMBER_GAUGES = {
     "sessions": "sessions logged in",
+    "shared_initiator_ports": "initiator ports that several machines use, ending each other's sessions",
     "connections": "open iSCSI connections",
     "pool_capacity_bytes": "size of the file system that holds the pool",
     "pool_free_bytes": "free space of the pool",

@@ -3,8 +3,8 @@
 A handler is a small function of the context and the decoded request; refusals are `san_target.group.errors`.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from san_target.admin.service import (
@@ -24,16 +24,28 @@ from san_target.admin.service import (
 from san_target.admin.trace import Trace, Tracer
 from san_target.group.errors import Invalid, NotFound
 
+UNREACHABLE_HEADER = "San-Target-Unreachable"
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One decoded request. path: path parameters; query: query parameters; body: a struct, or None."""
+    """One decoded request. path: path parameters; query: query parameters; body: a struct, or None.
+
+    headers: to be sent with the answer.
+    """
 
     service: MemberService
     tracer: Tracer
     path: Mapping[str, str]
     query: Mapping[str, str]
     body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def note_unreachable(self, members: Iterable[str]) -> None:
+        """Tell beside the answer whose part of it is missing."""
+        names = ", ".join(dict.fromkeys(members))
+        if names:
+            self.headers[UNREACHABLE_HEADER] = names
 
     def flag(self, name: str) -> bool:
         """A query parameter "true" or "false" (absent: false). Invalid: anything else."""
@@ -79,11 +91,15 @@ async def show_member(call: Call) -> Member:
 
 
 async def list_volumes(call: Call) -> tuple[Volume, ...]:
-    return await call.service.volumes()
+    volumes = await call.service.volumes()
+    call.note_unreachable(name for volume in volumes for name in volume.unreachable)
+    return volumes
 
 
 async def show_volume(call: Call) -> Volume:
-    return await call.service.volume(call.path["name"])
+    volume = await call.service.volume(call.path["name"])
+    call.note_unreachable(volume.unreachable)
+    return volume
 
 
 async def create_volume(call: Call) -> Volume:
@@ -107,7 +123,9 @@ async def volume_map(call: Call) -> tuple[MapEntry, ...]:
 
 
 async def list_portals(call: Call) -> tuple[Portal, ...]:
-    return await call.service.portals()
+    portals = await call.service.portals()
+    call.note_unreachable(portal.member for portal in portals if portal.state == "unreachable")
+    return portals
 
 
 async def show_portal(call: Call) -> Portal:
@@ -119,19 +137,25 @@ async def show_portal(call: Call) -> Portal:
 
 
 async def change_portals(call: Call) -> tuple[Portal, ...]:
-    return await call.service.set_portal_policy(call.body.policy)
+    portals = await call.service.set_portal_policy(call.body.policy)
+    call.note_unreachable(portal.member for portal in portals if portal.state == "unreachable")
+    return portals
 
 
 async def list_sessions(call: Call) -> tuple[Session, ...]:
-    return await call.service.sessions()
+    listed = await call.service.sessions()
+    call.note_unreachable(listed.unreachable)
+    return listed.sessions
 
 
 async def show_session(call: Call) -> Session:
     wanted = call.path["id"]
-    for session in await call.service.sessions():
+    listed = await call.service.sessions()
+    for session in listed.sessions:
         if session.id == wanted:
             return session
-    raise NotFound(f"there is no session {wanted!r}")
+    silent = f" at a member that answers ({', '.join(listed.unreachable)} does not)" if listed.unreachable else ""
+    raise NotFound(f"there is no session {wanted!r}{silent}")
 
 
 async def drop_session(call: Call) -> None:
@@ -229,7 +253,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Close a session's connections; its initiator may log in again",
         drop_session,
         status=204,
-        failures=(404,),
+        failures=(404, 409),
     ),
     Operation(
         "POST",

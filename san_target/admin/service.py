@@ -94,7 +94,7 @@ class Session(Struct, kw_only=True, frozen=True):
     """A normal session. id: unique in the group. isid: 12 hex digits. since: UTC text.
 
     iops and bytes_per_second are means over the last few seconds; owners: share of its I/O by owning member, sum 1
-    (empty without I/O).
+    (empty without I/O). problem: what is wrong about it, for the operator.
     """
 
     id: str
@@ -114,12 +114,21 @@ class Session(Struct, kw_only=True, frozen=True):
     commands_in_flight: int = 0
     read_bytes: int = 0
     written_bytes: int = 0
+    problem: str = ""
+
+
+class SessionList(Struct, kw_only=True, frozen=True):
+    """The sessions of all members; unreachable: those that did not answer, whose sessions are missing."""
+
+    sessions: tuple[Session, ...]
+    unreachable: tuple[str, ...] = ()
 
 
 class Volume(Struct, kw_only=True, frozen=True):
     """A volume. chap: user names; mutual_chap: user name or null. state: ready | not-ready | failed | deleting.
 
-    reason says why a state is not "ready". allocated_bytes: pool space taken. wwid: as hosts see it ("naa.6...").
+    reason says why a state is not "ready", or what else is wrong. allocated_bytes: pool space taken. wwid: as hosts see
+    it ("naa.6..."). unreachable: members that did not say which sessions they have.
     """
 
     id: str
@@ -129,6 +138,7 @@ class Volume(Struct, kw_only=True, frozen=True):
     block_size: int
     members: tuple[str, ...]
     sessions: tuple[Session, ...]
+    unreachable: tuple[str, ...] = ()
     wwid: str = ""
     copies: int = 1
     allow: tuple[str, ...] = ()
@@ -205,7 +215,10 @@ class GroupStatus(Struct, kw_only=True, frozen=True):
 
 
 class Portal(Struct, kw_only=True, frozen=True):
-    """A portal. address: as bound; advertised: as told to initiators. policy: of the whole portal group."""
+    """A portal. address: as bound; advertised: as told to initiators. policy: of the whole portal group.
+
+    state unreachable: its member did not answer; address is the one advertised then, and sessions 0.
+    """
 
     address: str
     advertised: str
@@ -213,6 +226,7 @@ class Portal(Struct, kw_only=True, frozen=True):
     portal_group_tag: int
     policy: PortalPolicy
     sessions: int
+    state: Literal["active", "unreachable"] = "active"
 
 
 class VolumeCounters(Struct, kw_only=True, frozen=True):
@@ -231,7 +245,11 @@ class VolumeCounters(Struct, kw_only=True, frozen=True):
 
 
 class Counters(Struct, kw_only=True, frozen=True):
-    """Since the member's start, over all volumes, also deleted ones. sessions, connections and pool: as of now."""
+    """Since the member's start, over all volumes, also deleted ones. sessions, connections and pool: as of now.
+
+    reinstatements: live sessions that another login of their initiator port ended; shared_initiator_ports: those that
+    several machines use now, which end each other's sessions.
+    """
 
     commands: int = 0
     read_bytes: int = 0
@@ -242,6 +260,9 @@ class Counters(Struct, kw_only=True, frozen=True):
     connections_accepted: int = 0
     logins: int = 0
     login_failures: int = 0
+    redirections: int = 0
+    reinstatements: int = 0
+    shared_initiator_ports: int = 0
     rejects: int = 0
     digest_errors: int = 0
     task_management: int = 0
@@ -297,18 +318,21 @@ class MemberService(Protocol):
         """Sorted and gap-free."""
         ...
 
-    async def portals(self) -> tuple[Portal, ...]: ...
+    async def portals(self) -> tuple[Portal, ...]:
+        """Of all members, by member."""
+        ...
 
     async def set_portal_policy(self, policy: PortalPolicy) -> tuple[Portal, ...]: ...
 
-    async def sessions(self) -> tuple[Session, ...]: ...
+    async def sessions(self) -> SessionList: ...
 
     async def drop_session(self, session_id: str) -> None:
-        """Close its connections; the initiator may log in again. NotFound: no such session."""
+        """Close its connections; the initiator may log in again. NotFound: no such session; Conflict: its member does
+        not answer."""
         ...
 
     def set_trace(self, session_id: str, sink: TraceSink | None) -> None:
-        """Call `sink` for every PDU of the session, or stop with None. NotFound: no such session (never for None)."""
+        """Call `sink` for every PDU of the session, or stop with None. NotFound: not at this member (never for None)."""
         ...
 
     def counters(self) -> Counters: ...

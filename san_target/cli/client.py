@@ -11,9 +11,11 @@ from urllib.parse import quote
 
 import click
 
+from san_target.cli.output import printable
 from san_target.cli.values import read_secret
 
 API_DEFAULT = "http://127.0.0.1:3280"
+UNREACHABLE_HEADER = "San-Target-Unreachable"  # as in admin.operations, which takes long to load
 TIMEOUT_S = 30.0
 
 P = ParamSpec("P")
@@ -51,6 +53,11 @@ class Api:
         return self._content(answer)
 
     def _content(self, answer: Any) -> Any:
+        unreachable = answer.headers.get(UNREACHABLE_HEADER)
+        if unreachable:
+            click.echo(
+                f"san-target: no answer from member {printable(unreachable)}: what it knows is missing here", err=True
+            )
         if answer.status_code == 204:
             return None
         try:

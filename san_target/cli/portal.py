@@ -15,6 +15,7 @@ PORTAL_COLUMNS = (
     Column("TAG", lambda row: str(row["portal_group_tag"]), number=True),
     Column("POLICY", lambda row: row["policy"]),
     Column("SESSIONS", lambda row: str(row["sessions"]), number=True),
+    Column("STATE", lambda row: row["state"]),
 )
 
 
@@ -46,6 +47,7 @@ def portal_show(api: Api, address: str, as_json: bool) -> None:
         ("portal group tag", str(one["portal_group_tag"])),
         ("policy", one["policy"]),
         ("sessions", str(one["sessions"])),
+        ("state", one["state"]),
     ]
     show(one, as_json, lambda: print_fields(fields))
 
@@ -55,6 +57,10 @@ def portal_show(api: Api, address: str, as_json: bool) -> None:
 @with_json
 @with_api
 def portal_set(api: Api, policy: str, as_json: bool) -> None:
-    """Set the redirection policy of the portal group."""
+    """Set the redirection policy of the portal group.
+
+    none: a login is served where it asks. round-robin: members take turns. least-loaded: the member with the fewest
+    sessions. adaptive: as least-loaded in this version.
+    """
     portals = api.ask("PATCH", "/portals", {"policy": policy})
     show(portals, as_json, lambda: print_table(PORTAL_COLUMNS, portals, "no portals"))

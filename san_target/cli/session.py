@@ -25,6 +25,7 @@ SESSION_COLUMNS = (
     Column("THROUGHPUT", lambda row: f"{format_size(round(row['bytes_per_second']))}/s", number=True),
     Column("OWNERS", lambda row: ",".join(f"{name}:{share:.0%}" for name, share in sorted(row["owners"].items()))),
 )
+PROBLEM_COLUMN = Column("PROBLEM", lambda row: row["problem"])
 
 
 @click.group(cls=rich_click.RichGroup)
@@ -36,16 +37,18 @@ def session() -> None:
 @with_json
 @with_api
 def session_list(api: Api, as_json: bool) -> None:
-    """List the sessions."""
+    """List the sessions at all members."""
     sessions = api.get("/sessions")
-    show(sessions, as_json, lambda: print_table(SESSION_COLUMNS, sessions, "no sessions"))
+    wrong = any(row["problem"] for row in sessions)
+    columns = (*SESSION_COLUMNS, PROBLEM_COLUMN) if wrong else SESSION_COLUMNS
+    show(sessions, as_json, lambda: print_table(columns, sessions, "no sessions"))
 
 
 @session.command("drop", cls=rich_click.RichCommand)
 @click.argument("session_id", metavar="SESSION")
 @with_api
 def session_drop(api: Api, session_id: str) -> None:
-    """Close a session's connections; its initiator may log in again."""
+    """Close a session's connections, at whatever member; its initiator may log in again."""
     api.ask("DELETE", f"/sessions/{segment(session_id)}")
     click.echo(f"session {session_id} dropped")
 

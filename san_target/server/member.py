@@ -27,6 +27,9 @@ from san_target.server.directory import Portals, TargetDirectory
 from san_target.server.environment import Environment
 from san_target.server.export import Surroundings
 from san_target.server.exports import Exports
+from san_target.server.group_sessions import GroupSessions
+from san_target.server.local_sessions import LocalSessions
+from san_target.server.other_members import OtherMembers
 from san_target.server.portal import PortalServer, address_text
 from san_target.server.reservation_records import load_reservations, save_reservations
 from san_target.server.service import Service
@@ -65,6 +68,8 @@ class Member:
         self.portals = Portals(config.portals, config.advertise)
         self.problems: dict[str, str] = {}
         self.rates = RateMeter()
+        self.others: OtherMembers | None = None  # while this member is alone
+        self.local_sessions = LocalSessions(self)
         self._token = configuration.api_token(config)
         self._discovery = configuration.discovery_access(config)
         self._followers = Background()
@@ -77,6 +82,7 @@ class Member:
         self._pool: Pool | None = None
         self._exports: Exports | None = None
         self._volumes: Volumes | None = None
+        self._directory: TargetDirectory | None = None
 
     # What the administration looks at ---------------------------------------------------------------------------------
 
@@ -103,6 +109,14 @@ class Member:
     @property
     def portal_server(self) -> PortalServer:
         return _started(self._portal_server)
+
+    @property
+    def directory(self) -> TargetDirectory:
+        return _started(self._directory)
+
+    @property
+    def group_sessions(self) -> GroupSessions:
+        return GroupSessions(self.name, self.local_sessions, self.others)
 
     @property
     def ready_line(self) -> str:
@@ -172,7 +186,7 @@ class Member:
 
     async def _load_volumes(self, group: GroupRecord) -> None:
         """Every volume is served, or known not to be, before the first login: an unknown target is a final answer."""
-        directory = TargetDirectory(self._discovery, self._is_tsih_in_use)
+        directory = self._directory = TargetDirectory(self._discovery, self._is_tsih_in_use)
         directory.portals = self.portals
         surroundings = Surroundings(
             self.name,

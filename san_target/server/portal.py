@@ -158,6 +158,10 @@ class PortalServer:
         if self._last_served is connection:
             self._last_served = None
 
+    def has_room(self) -> bool:
+        """Whether another connection would be accepted now."""
+        return bool(self._listeners) and len(self.connections) < CONNECTIONS_MAX
+
     def sessions(self) -> "list[Session]":
         """Everyone who is logged in here, discovery sessions included."""
         found = (each.connection for each in self.connections)

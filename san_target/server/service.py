@@ -1,7 +1,7 @@
 """What the administration asks of this member (`admin.service.MemberService`), answered from its live parts."""
 
 import os
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 import san_target
@@ -11,12 +11,15 @@ from san_target.group.errors import Conflict, NotFound
 from san_target.group.group_record import set_portal_policy
 from san_target.group.volumes import DELETING
 from san_target.metadata.schema import MemberRecord, decode, lease_key, member_key
+from san_target.server.group_sessions import OtherPortals
+from san_target.server.local_sessions import utc
 from san_target.server.volume_requests import VolumeRequests
-from san_target.session.session import Counters, Session
+from san_target.session.session import Counters
 
 if TYPE_CHECKING:
     from san_target.metadata.schema import VolumeRecord
     from san_target.server.export import Export
+    from san_target.server.group_sessions import Gathered
     from san_target.server.member import Member
 
 VolumeState = Literal["ready", "not-ready", "failed", "deleting"]
@@ -54,7 +57,7 @@ class Service:
             store=self._member.config.store_url,
             members=members,
             volumes=len(volumes),
-            sessions=sum(member.sessions for member in members),
+            sessions=len((await self._member.group_sessions.all()).sessions),
             size_bytes=sum(record.size_bytes for record in volumes),
             allocated_bytes=sum(member.pool.allocated_bytes for member in members),
             capacity_bytes=sum(member.pool.capacity_bytes for member in members),
@@ -89,7 +92,7 @@ class Service:
         )
 
     def _self(self, record: MemberRecord) -> values.Member:
-        member, sessions = self._member, self._normal_sessions()
+        member, sessions = self._member, self._member.local_sessions.all()
         now_s = member.environment.now_s()
         rates = [member.rates.rate(session, now_s) for session in sessions]
         return values.Member(
@@ -101,7 +104,7 @@ class Service:
             peer=record.peer,
             version=san_target.__version__,
             pid=os.getpid(),
-            since=_utc(member.since_s),
+            since=utc(member.since_s),
             volumes=sum(export.is_served for export in member.exports.by_id.values()),
             sessions=len(sessions),
             iops=sum(rate.commands for rate in rates),
@@ -126,10 +129,18 @@ class Service:
     # Volumes ----------------------------------------------------------------------------------------------------------
 
     async def volumes(self) -> tuple[values.Volume, ...]:
-        return tuple(self._volume(record) for record in await self._member.volumes.all())
+        gathered = await self._member.group_sessions.all()
+        sessions: dict[str, list[values.Session]] = {}
+        for session in gathered.sessions:
+            sessions.setdefault(session.volume, []).append(session)
+        return tuple(
+            self._volume(record, sessions.get(record.name, ()), gathered) for record in await self._member.volumes.all()
+        )
 
     async def volume(self, name: str) -> values.Volume:
-        return self._volume(await self._member.volumes.named(name))
+        record = await self._member.volumes.named(name)
+        gathered = await self._member.group_sessions.all()
+        return self._volume(record, [one for one in gathered.sessions if one.volume == name], gathered)
 
     async def create_volume(self, spec: values.VolumeSpec) -> values.Volume:
         await self._requests.create(spec)
@@ -144,7 +155,26 @@ class Service:
         return await self.volume(name)
 
     async def delete_volume(self, name: str, force: bool) -> None:
+        if not force:
+            await self._check_unused(name)
         await self._requests.delete(name, force)
+
+    async def _check_unused(self, name: str) -> None:
+        """Conflict: sessions are logged in somewhere, or may be."""
+        volume = await self.volume(name)
+        if volume.state == "deleting":
+            return  # it is asked for once more
+        elsewhere = sorted({session.member for session in volume.sessions} - {self._member.name})
+        if elsewhere:
+            raise Conflict(
+                f"sessions are logged in to the volume {name!r} at member {', '.join(elsewhere)}; "
+                "log out first, or use --force"
+            )
+        if volume.unreachable:
+            raise Conflict(
+                f"member {', '.join(volume.unreachable)} does not say whether sessions are logged in to the volume "
+                f"{name!r}; use --force if you know"
+            )
 
     async def volume_map(self, name: str) -> tuple[values.MapEntry, ...]:
         return tuple(
@@ -159,9 +189,12 @@ class Service:
             for start, placement in await self._member.volumes.map_of(name)
         )
 
-    def _volume(self, record: "VolumeRecord") -> values.Volume:
+    def _volume(
+        self, record: "VolumeRecord", sessions: Sequence[values.Session], gathered: "Gathered"
+    ) -> values.Volume:
         export = self._member.exports.by_id.get(record.id)
         state, reason = volume_state(record, export)
+        problems = gathered.problems.get(record.name, ())
         return values.Volume(
             id=record.id,
             name=record.name,
@@ -169,7 +202,8 @@ class Service:
             size_bytes=record.size_bytes,
             block_size=record.block_size,
             members=record.members,
-            sessions=tuple(self._session(session) for session in export.sessions.values()) if export else (),
+            sessions=tuple(sessions),
+            unreachable=tuple(gathered.missing),
             wwid=f"naa.{export.identity.naa.hex()}" if export else "",
             copies=record.copies,
             allow=record.allow,
@@ -180,26 +214,29 @@ class Service:
             removable=record.removable,
             multipath=record.multipath,
             state=state,
-            reason=reason,
+            reason="; ".join(filter(None, (reason, *problems))),
             allocated_bytes=export.allocated_bytes() if export else 0,
         )
 
     # Portals ----------------------------------------------------------------------------------------------------------
 
     async def portals(self) -> tuple[values.Portal, ...]:
-        """Those of this member."""
+        """By member, in the order of its configuration."""
         member, group = self._member, self._member.exports.group
-        reached = [session.connection.portal_address for session in self._normal_sessions()]
+        mine = OtherPortals(member.name, member.local_sessions.portals(), answered=True)
+        everyone = sorted([mine, *await member.group_sessions.other_portals()], key=lambda one: one.member)
         return tuple(
             values.Portal(
-                address=bound,
-                advertised=advertised,
-                member=member.name,
+                address=portal.address,
+                advertised=portal.advertised,
+                member=one.member,
                 portal_group_tag=group.portal_group_tag,
                 policy=_policy(group.portal_policy),
-                sessions=sum(member.portals.bound_for(address) == bound for address in reached),
+                sessions=portal.sessions,
+                state="active" if one.answered else "unreachable",
             )
-            for bound, advertised in member.portals.pairs()
+            for one in everyone
+            for portal in one.portals
         )
 
     async def set_portal_policy(self, policy: values.PortalPolicy) -> tuple[values.Portal, ...]:
@@ -208,24 +245,22 @@ class Service:
 
     # Sessions ---------------------------------------------------------------------------------------------------------
 
-    async def sessions(self) -> tuple[values.Session, ...]:
-        return tuple(self._session(session) for session in self._normal_sessions())
+    async def sessions(self) -> values.SessionList:
+        gathered = await self._member.group_sessions.all()
+        return values.SessionList(sessions=tuple(gathered.sessions), unreachable=tuple(gathered.missing))
 
     async def drop_session(self, session_id: str) -> None:
-        session = self._find_session(session_id)
-        if not self._member.portal_server.drop(session.id):
-            raise NotFound(f"the session {session_id!r} has ended")
+        await self._member.group_sessions.drop(session_id)
 
     def set_trace(self, session_id: str, sink: TraceSink | None) -> None:
-        try:
-            connection = self._find_session(session_id).connection
-        except NotFound:
-            if sink is None:
-                return
-            raise
         if sink is None:
+            session = self._member.local_sessions.find(session_id)
+            if session is None:
+                return
+            connection = session.connection
             connection.trace = None
         else:
+            connection = self._member.local_sessions.get(session_id).connection
             told = sink
 
             def trace(direction: str, header: bytes) -> None:
@@ -233,43 +268,6 @@ class Service:
 
             connection.trace = trace
         connection.refresh_hot()
-
-    def _normal_sessions(self) -> list[Session]:
-        return [session for session in self._member.portal_server.sessions() if session.target is not None]
-
-    def _find_session(self, session_id: str) -> Session:
-        for session in self._normal_sessions():
-            if self._session_id(session) == session_id:
-                return session
-        raise NotFound(f"there is no session {session_id!r}; `session list` shows all")
-
-    def _session_id(self, session: Session) -> str:
-        return f"{self._member.name}-{session.tsih}"
-
-    def _session(self, session: Session) -> values.Session:
-        member, counters, parameters = self._member, session.counters, session.parameters
-        now_s = member.environment.now_s()
-        rate = member.rates.rate(session, now_s)
-        return values.Session(
-            id=self._session_id(session),
-            initiator=session.initiator_name,
-            isid=session.isid.hex(),
-            volume=session.target.alias if session.target is not None else "",
-            member=member.name,
-            address=session.address,
-            since=_utc(member.environment.wall_clock_s() - (now_s - session.since_s)),
-            iops=rate.commands,
-            bytes_per_second=rate.bytes,
-            # Only volumes whose blocks are all here are served here.
-            owners={member.name: 1.0} if counters.reads or counters.writes else {},
-            user=session.user,
-            header_digest=parameters.header_digest,
-            data_digest=parameters.data_digest,
-            commands=counters.commands,
-            commands_in_flight=len(session.connection.tasks),
-            read_bytes=counters.bytes_read,
-            written_bytes=counters.bytes_written,
-        )
 
     # Counters and health ----------------------------------------------------------------------------------------------
 
@@ -284,12 +282,15 @@ class Service:
             read_bytes=sum(one.bytes_read for one in counted),
             written_bytes=sum(one.bytes_written for one in counted),
             errors=sum(one.errors for one in counted),
-            sessions=len(self._normal_sessions()),
+            sessions=self._member.local_sessions.count(),
             connections=len(portal.connections),
             connections_accepted=portal.accepted,
             logins=portal.counters.logins,
             login_failures=portal.counters.login_failures,
             rejects=portal.counters.rejects,
+            redirections=portal.counters.redirections,
+            reinstatements=member.directory.reinstatements.count,
+            shared_initiator_ports=len(member.directory.reinstatements.quarrels(member.environment.now_s())),
             digest_errors=portal.counters.digest_errors,
             task_management=portal.counters.task_management,
             pool_capacity_bytes=capacity_bytes,
@@ -316,6 +317,8 @@ class Service:
             state, reason = volume_state(export.record, export)
             if reason:
                 reasons.append(f"volume {export.record.name} is {state}: {reason}")
+        for volume, problems in member.local_sessions.problems().items():
+            reasons += [f"volume {volume}: {problem}" for problem in problems]
         reason = pool_state(*member.pool.space())[1]
         return [*reasons, reason] if reason else reasons
 
@@ -362,7 +365,3 @@ def _policy(text: str) -> values.PortalPolicy:
     if policy is None:
         raise Conflict(f"the portal policy {text!r} in the store is not known to this version; set another")
     return policy
-
-
-def _utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -70,12 +70,15 @@ class Reinstatements:
         known, port.quarrel = port.quarrel, Quarrel(*key, tuple(sorted(hosts)))
         return port.quarrel if known is None else None
 
-    def quarrels(self, now_s: float, target: str | None = None) -> list[Quarrel]:
-        """Those under way, or ended not long ago; of one target, or of all."""
-        found = []
-        for port in self._ports.values():
-            if port.quarrel is None or now_s - port.changes[-1][0] > REMEMBERED_S:
-                continue
-            if target in (None, port.quarrel.target):
-                found.append(port.quarrel)
-        return found
+    def quarrel_of(self, target: str, initiator_name: str, isid: bytes, now_s: float) -> Quarrel | None:
+        """That of one initiator port."""
+        port = self._ports.get((target, initiator_name, isid))
+        return None if port is None or not _is_told(port, now_s) else port.quarrel
+
+    def quarrels(self, now_s: float) -> list[Quarrel]:
+        """Those under way, or ended not long ago."""
+        return [port.quarrel for port in self._ports.values() if port.quarrel is not None and _is_told(port, now_s)]
+
+
+def _is_told(port: _Port, now_s: float) -> bool:
+    return now_s - port.changes[-1][0] <= REMEMBERED_S

@@ -17,6 +17,7 @@ from san_target.admin.service import (
     Portal,
     PortalPolicy,
     Session,
+    SessionList,
     TraceSink,
     Volume,
     VolumeChanges,
@@ -38,12 +39,13 @@ class FakeService:
         self.secrets: dict[str, list[ChapUser]] = {}
         self.sinks: dict[str, TraceSink] = {}
         self.failure: Exception | None = None
+        self.unreachable: tuple[str, ...] = ()
         self.health_value = Health(status="ok")
         self.counters_value = Counters()
         self._volumes: dict[str, Volume] = {}
         self._sessions: dict[str, Session] = {}
 
-    def log_in(self, volume: str, initiator: str = INITIATOR) -> Session:
+    def log_in(self, volume: str, initiator: str = INITIATOR, problem: str = "") -> Session:
         """What a login at a portal does."""
         number = len(self._sessions) + 1
         session = Session(
@@ -57,6 +59,7 @@ class FakeService:
             iops=120.5,
             bytes_per_second=4096.0,
             owners={self.name: 1.0},
+            problem=problem,
         )
         self._sessions[session.id] = session
         return session
@@ -163,15 +166,27 @@ class FakeService:
                 policy=self.policy,
                 sessions=len(self._sessions),
             ),
+            *(
+                Portal(
+                    address=f"{name}.example:3260",
+                    advertised=f"{name}.example:3260",
+                    member=name,
+                    portal_group_tag=1,
+                    policy=self.policy,
+                    sessions=0,
+                    state="unreachable",
+                )
+                for name in self.unreachable
+            ),
         )
 
     async def set_portal_policy(self, policy: PortalPolicy) -> tuple[Portal, ...]:
         self.policy = policy
         return await self.portals()
 
-    async def sessions(self) -> tuple[Session, ...]:
+    async def sessions(self) -> SessionList:
         self._fail()
-        return tuple(self._sessions.values())
+        return SessionList(sessions=tuple(self._sessions.values()), unreachable=self.unreachable)
 
     async def drop_session(self, session_id: str) -> None:
         if self._sessions.pop(session_id, None) is None:
@@ -203,7 +218,7 @@ class FakeService:
 
     def _shown(self, volume: Volume) -> Volume:
         sessions = tuple(session for session in self._sessions.values() if session.volume == volume.name)
-        return msgspec.structs.replace(volume, sessions=sessions)
+        return msgspec.structs.replace(volume, sessions=sessions, unreachable=self.unreachable)
 
     def _check_size(self, size_bytes: int, block_size: int) -> None:
         if size_bytes % block_size:

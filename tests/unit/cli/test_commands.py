@@ -128,6 +128,70 @@ def test_portal_policy(shell: Shell) -> None:
     assert "adaptive" in shell.ok("portal", "list")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("session", "list"),
+        ("portal", "list"),
+        ("portal", "show", "127.0.0.1:3260"),
+        ("portal", "set", "--policy", "none"),
+        ("volume", "list"),
+        ("volume", "show", "disk"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_members_that_do_not_answer_are_named(
+    shell: Shell, service: FakeService, command: tuple[str, ...], as_json: bool
+) -> None:
+    """Beside the answer: what goes into a pipe stays what it is."""
+    shell.ok("volume", "create", "disk", "--size", "1M")
+    service.log_in("disk")
+    options = ("--json",) if as_json else ()
+    before = shell.run(*command, *options)
+    assert (before.exit_code, before.stderr) == (0, "")
+    service.unreachable = ("m2", "m3")
+    after = shell.run(*command, *options)
+    assert after.exit_code == 0
+    expected = "m2, m3"
+    if command[1] == "show" and command[0] == "portal":
+        expected = ""  # nothing is missing of this one
+    if expected:
+        assert after.stderr == f"san-target: no answer from member {expected}: what it knows is missing here\n"
+    else:
+        assert after.stderr == ""
+    if as_json:
+        json.loads(after.stdout)
+
+
+def test_portals_of_members_that_do_not_answer(shell: Shell, service: FakeService) -> None:
+    service.unreachable = ("m2",)
+    assert [(one["member"], one["state"]) for one in json.loads(shell.run("portal", "list", "--json").stdout)] == [
+        ("m1", "active"),
+        ("m2", "unreachable"),
+    ]
+
+
+def test_a_session_that_is_not_found_may_be_at_a_member_that_does_not_answer(
+    shell: Shell, service: FakeService, port: Port
+) -> None:
+    import httpx
+
+    service.unreachable = ("m2",)
+    answer = httpx.get(f"{port.url}/api/v1/sessions/m2-7", trust_env=False)
+    assert answer.status_code == 404
+    assert "m2 does not" in answer.json()["error"]["message"]
+
+
+def test_problems_of_sessions_are_shown_where_there_are_some(shell: Shell, service: FakeService) -> None:
+    shell.ok("volume", "create", "disk", "--size", "1M")
+    service.log_in("disk")
+    assert "PROBLEM" not in shell.ok("session", "list")
+    service.log_in("disk", problem="two machines use it")
+    assert [one["problem"] for one in shell.json("session", "list")] == ["", "two machines use it"]
+    header, *rows = shell.ok("session", "list").splitlines()
+    assert rows[1][header.index("PROBLEM") :] == "two machines use it"
+
+
 def test_tables_are_plain_and_aligned(shell: Shell, service: FakeService) -> None:
     for name, size in (("a", "1M"), ("a-very-long-volume-name", "10G")):
         shell.ok("volume", "create", name, "--size", size)

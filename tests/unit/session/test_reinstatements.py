@@ -58,8 +58,9 @@ def test_what_is_told() -> None:
         f"{INITIATOR} (ISID 00023d000001) logs in from 10.0.0.97 and 10.0.0.98 in turn, each time ending the other's "
         "session: they are clones; give each machine its own initiator name"
     )
-    assert found.quarrels(3.0, IQN) == [quarrel]
-    assert found.quarrels(3.0, "iqn.2026-01.x:another") == []
+    assert found.quarrel_of(IQN, INITIATOR, ISID, 3.0) == quarrel
+    assert found.quarrel_of("iqn.2026-01.x:another", INITIATOR, ISID, 3.0) is None
+    assert found.quarrel_of(IQN, INITIATOR, ISID, 3.0 + REMEMBERED_S) is None
 
 
 def test_a_quarrel_is_over_after_a_while_and_told_again_when_it_comes_back() -> None:

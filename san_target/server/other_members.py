@@ -1,0 +1,87 @@
+"""The other members, for those who ask them something: who there is, and questions that always end in time."""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Protocol, TypeVar
+
+from san_target.peer.link import PeerRefused, PeerUnreachable
+from san_target.peer.messages import Message
+
+M = TypeVar("M", bound=Message)
+
+DRAINING = "draining"
+SERVING = ("active", DRAINING)
+GONE = ("removing", "removed")
+
+
+class MemberView(Protocol):
+    """What is used here of `group.members.MemberView`. Addresses are "host:port"."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def peer(self) -> str: ...
+
+    @property
+    def admin(self) -> str: ...
+
+    @property
+    def portals(self) -> tuple[str, ...]:
+        """As told to initiators."""
+        ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def state(self) -> str: ...
+
+
+class Peers(Protocol):
+    """What is used here of `peer.peers.Peers`."""
+
+    def ask(self, member: str, message: Message, timeout_s: float) -> Awaitable[Message]: ...
+
+
+class NoAnswer(Exception):
+    """A member did not answer, or not as it should; the message says why."""
+
+
+class OtherMembers:
+    """All members but `name`. view: the present membership, by name; it may hold this member, too."""
+
+    def __init__(self, name: str, view: Callable[[], Mapping[str, MemberView]], peers: Peers) -> None:
+        self.name = name
+        self._view = view
+        self._peers = peers
+
+    @property
+    def draining(self) -> bool:
+        """Whether this member itself is to be left by its sessions."""
+        me = self._view().get(self.name)
+        return me is not None and me.state == DRAINING
+
+    def all(self) -> list[MemberView]:
+        """By name; those that are away, too."""
+        others = (one for one in self._view().values() if one.name != self.name and one.state not in GONE)
+        return sorted(others, key=lambda one: one.name)
+
+    def serving(self) -> list[MemberView]:
+        """Those that serve initiators now, by name; draining ones, too."""
+        return [one for one in self.all() if one.alive and one.state in SERVING]
+
+    async def ask(self, member: str, message: Message, kind: type[M], timeout_s: float) -> M:
+        """The answer of this kind. NoAnswer: there is none in time, or another."""
+        try:
+            answer = await self._peers.ask(member, message, timeout_s)
+        except PeerUnreachable as error:
+            raise NoAnswer(f"member {member} does not answer: {error}") from None
+        except PeerRefused as error:
+            raise NoAnswer(f"member {member} refuses: {error}") from None
+        if not isinstance(answer, kind):
+            raise NoAnswer(f"member {member} answers {type(answer).__name__} to {type(message).__name__}")
+        return answer
+
+
+def by_name(members: Iterable[MemberView]) -> list[str]:
+    return [one.name for one in members]

@@ -1,0 +1,214 @@
+"""Logins among members: asks for tickets and gives them out, as `group.portal_group` decides.
+
+A login waits for all of this TICKET_WAIT_S at most; whatever does not come in time, it is served where it is.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from san_target.group.portal_addresses import usable_portals
+from san_target.group.portal_group import TICKET_WAIT_S, Candidate, Choice, Decision, Login, Policy, Tickets, decide
+from san_target.peer.messages import Message, SessionCount, SessionCountRequest, TicketReply, TicketRequest
+from san_target.server.other_members import DRAINING, NoAnswer
+
+if TYPE_CHECKING:
+    from san_target.server.directory import TargetDirectory
+    from san_target.server.other_members import MemberView, OtherMembers
+    from san_target.session.target import Target
+
+log = structlog.get_logger()
+
+COUNT_FRESH_S: Final = 1.0
+"""A number of sessions that is older is asked for again before a login is placed by it."""
+COUNT_OLD_S: Final = 3.0
+"""One that is older does not count any more."""
+
+
+@dataclass(slots=True)
+class _Count:
+    """sessions: None = the member did not say."""
+
+    sessions: int | None
+    at_s: float
+
+
+class PortalPlacement:
+    """This member's part in the portal group (`server.directory.PortalGroup`).
+
+    policy      the portal group's, as stored
+    sessions    how many sessions of targets there are here
+    has_room    whether more connections would be accepted here
+    now_s       monotonic
+    tickets_issued, tickets_used: counts
+    """
+
+    def __init__(
+        self,
+        others: "OtherMembers",
+        directory: "TargetDirectory",
+        policy: Callable[[], str],
+        sessions: Callable[[], int],
+        has_room: Callable[[], bool],
+        now_s: Callable[[], float],
+    ) -> None:
+        self._others = others
+        self._directory = directory
+        self._policy = policy
+        self._sessions = sessions
+        self._has_room = has_room
+        self._now_s = now_s
+        self._tickets = Tickets()
+        self._turn = 0
+        self._counts: dict[str, _Count] = {}
+        self._counting: asyncio.Future[None] | None = None
+        self._asking = Counter[str]()  # tickets asked for, without an answer yet
+        self.tickets_issued = 0
+        self.tickets_used = 0
+
+    # Logins here ------------------------------------------------------------------------------------------------------
+
+    async def place(self, target: "Target", initiator_name: str, isid: bytes, asked_at: str) -> str | None:
+        """See `session.target.Directory.place`; asked_at is this member's portal as initiators are told it."""
+        login = Login(target.iqn, initiator_name, isid)
+        began_s = self._now_s()
+        if self._tickets.admits(login, began_s):
+            self.tickets_used += 1
+            return None
+        policy, draining = self._policy(), self._others.draining
+        others = self._others.serving()
+        if not others or (policy not in (Policy.ROUND_ROBIN, Policy.LEAST_LOADED, Policy.ADAPTIVE) and not draining):
+            return None
+        if draining or policy != Policy.ROUND_ROBIN:
+            await self._refresh(others, began_s + TICKET_WAIT_S / 2)
+        decision = self._decide(policy, draining, others, asked_at)
+        chosen = await self._get_ticket(decision, login, began_s + TICKET_WAIT_S)
+        if chosen is None:
+            return None
+        log.debug("login is placed", target=login.target, member=chosen.member, reason=decision.reason)
+        return chosen.portal
+
+    def _decide(self, policy: str, draining: bool, others: "list[MemberView]", asked_at: str) -> Decision:
+        candidates = [self._candidate(one, asked_at) for one in others]
+        decision = decide(policy, self._others.name, self.sessions_and_tickets(), draining, candidates, self._turn)
+        self._turn += 1
+        return decision
+
+    def _candidate(self, one: "MemberView", asked_at: str) -> Candidate:
+        # An address that is our own, too (of a balancer before the group, say) leads to anyone: no use as a direction.
+        ours = {asked_at, *self._directory.portals.told()}
+        portals = [portal for portal in usable_portals(one.portals, one.peer, asked_at) if portal not in ours]
+        return Candidate(
+            one.name,
+            portals[0] if portals else None,
+            alive=one.alive,
+            draining=one.state == DRAINING,
+            sessions=self._sessions_at(one.name),
+        )
+
+    def _sessions_at(self, member: str) -> int | None:
+        """With those that are being sent there: many logins at a time must not all see the same empty member."""
+        count = self._counts.get(member)
+        if count is None or count.sessions is None or self._now_s() - count.at_s > COUNT_OLD_S:
+            return None
+        return count.sessions + self._asking[member]
+
+    async def _get_ticket(self, decision: Decision, login: Login, until_s: float) -> Choice | None:
+        """The first of the choices that accepts the login before `until_s`."""
+        request = TicketRequest(login.target, login.initiator_name, login.isid)
+        for choice in decision.choices:
+            left_s = until_s - self._now_s()
+            if left_s <= 0:
+                return None
+            self._asking[choice.member] += 1
+            try:
+                reply = await self._others.ask(choice.member, request, TicketReply, left_s)
+            except NoAnswer as error:
+                log.debug("no ticket", member=choice.member, reason=str(error))
+                self._counts[choice.member] = _Count(None, self._now_s())
+                continue
+            finally:
+                self._asking[choice.member] -= 1
+            self._counts[choice.member] = _Count(reply.sessions, self._now_s())
+            # An answer after the time is as good as none: the ticket expires, unused.
+            if reply.accepted and self._now_s() < until_s:
+                return choice
+        return None
+
+    # Loads of the others ----------------------------------------------------------------------------------------------
+
+    async def _refresh(self, others: "list[MemberView]", until_s: float) -> None:
+        """Ask those whose number of sessions is not fresh, all at once; many logins at a time ask once."""
+        if self._counting is not None:
+            await asyncio.wait([self._counting], timeout=max(0.0, until_s - self._now_s()))
+            return
+        now_s = self._now_s()
+        stale = [one.name for one in others if not self._is_fresh(one.name, now_s)]
+        if not stale:
+            return
+        counting = self._counting = asyncio.get_running_loop().create_future()
+        try:
+            await asyncio.gather(*(self._count(name, until_s - now_s) for name in stale))
+        finally:
+            self._counting = None
+            counting.set_result(None)
+
+    def _is_fresh(self, name: str, now_s: float) -> bool:
+        count = self._counts.get(name)
+        return count is not None and now_s - count.at_s <= COUNT_FRESH_S
+
+    async def _count(self, name: str, timeout_s: float) -> None:
+        try:
+            answer = await self._others.ask(name, SessionCountRequest(), SessionCount, timeout_s)
+        except NoAnswer:
+            self._counts[name] = _Count(None, self._now_s())
+        else:
+            self._counts[name] = _Count(answer.sessions, self._now_s())
+
+    # What others ask --------------------------------------------------------------------------------------------------
+
+    def other_portals(self, asked_at: str) -> list[str]:
+        """The portals of the others that take logins, by name of the member."""
+        return [
+            portal
+            for one in self._others.serving()
+            if one.state != DRAINING
+            for portal in usable_portals(one.portals, one.peer, asked_at)
+        ]
+
+    def sessions_and_tickets(self) -> int:
+        """Sessions here, and those that will be here in a moment."""
+        return self._sessions() + self._tickets.live(self._now_s())
+
+    def handlers(self) -> dict[type[Message], Callable[[Any], Message]]:
+        """Kind of control message -> function that answers it."""
+        return {
+            TicketRequest: self.give_ticket,
+            SessionCountRequest: lambda _: SessionCount(self.sessions_and_tickets()),
+        }
+
+    def give_ticket(self, request: TicketRequest) -> TicketReply:
+        """With an accepting answer this member promises to serve that login itself."""
+        refusal = self._refusal(request)
+        if not refusal:
+            refusal = self._tickets.issue(Login(request.target, request.initiator_name, request.isid), self._now_s())
+        self.tickets_issued += not refusal
+        return TicketReply(accepted=not refusal, sessions=self.sessions_and_tickets(), reason=refusal)
+
+    def _refusal(self, request: TicketRequest) -> str:
+        target = self._directory.find(request.target)
+        if target is None or not target.ready:
+            return "the target is not served here"
+        if self._directory.is_multipath(target):
+            return "a path of a multipath volume stays where it is"
+        if not target.access.admits(request.initiator_name):
+            return "the initiator is not allowed here"
+        if self._others.draining:
+            return "this member drains"
+        if not self._has_room():
+            return "too many connections"
+        return ""
