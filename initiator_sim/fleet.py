@@ -5,13 +5,15 @@ import gc
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from initiator_sim.chap import Credentials
 from initiator_sim.checker import VerifyingStream
 from initiator_sim.client import Initiator
+from initiator_sim.group_map import GroupMap, Migrated
 from initiator_sim.measure import Interval, Meter
 from initiator_sim.nexus import Event, Kind
 from initiator_sim.path import Path
@@ -31,6 +33,7 @@ class Assignment:
     """What a run is to do. portals: tried in turn by the sessions; keys None = the personality's.
 
     crashes: a verified run in which the target may lose what was not flushed; `Fleet.target_crashed` says when.
+    api: URL of a member's HTTP API, asked for migrations of the disk's data; api_token goes with it.
     strict: a verified run in which a read during a write must find whole blocks, as the members of a group promise.
     """
 
@@ -49,6 +52,8 @@ class Assignment:
     verify: bool = False
     crashes: bool = False
     strict: bool = False
+    api: str | None = None
+    api_token: str | None = None
 
 
 class Fleet:
@@ -71,14 +76,40 @@ class Fleet:
         self.recorder: Recorder | None = None
         self._start_monotonic_s = 0.0
         self._finished = asyncio.Event()
+        self.migrated_blocks = 0
 
     async def run(self, on_interval: Callable[[Interval], None] | None = None) -> None:
-        """Log in, work, log out. Raises what the first login raises: LoginError, OSError, ScsiError, LookupError."""
+        """Log in, work, log out. Raises what the first login raises: LoginError, OSError, ScsiError, LookupError; and
+        ApiError."""
         await self.log_in()
         try:
-            await self.work(on_interval)
+            async with self._watching_migrations():
+                await self.work(on_interval)
         finally:
             await self.log_out()
+
+    @asynccontextmanager
+    async def _watching_migrations(self) -> AsyncIterator[None]:
+        assignment = self.assignment
+        if assignment.api is None:
+            yield
+            return
+        group_map = GroupMap(assignment.api, assignment.iqn, assignment.api_token)
+        try:
+            await group_map.open()
+            following = asyncio.ensure_future(group_map.follow(self._migrated))
+            try:
+                yield
+            finally:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+        finally:
+            await group_map.close()
+
+    def _migrated(self, migrated: Migrated) -> None:
+        self.migrated_blocks += migrated.blocks
+        text = f"{migrated.blocks} blocks from {migrated.source} to {migrated.destination}"
+        self.events.append(Event(time.monotonic(), Kind.MIGRATED, migrated.destination, text))
 
     async def log_in(self) -> None:
         assignment = self.assignment
@@ -288,6 +319,7 @@ class Fleet:
             "moves": self.moves,
             "longest_pause_s": round(max((event.pause_s for event in self.events), default=0.0), 3),
             "members": dict(self.members),
+            "migrated_blocks": self.migrated_blocks,
             "retries": self.tally.retries,
             "reissued": self.tally.reissued,
             "errors": self.tally.errors,

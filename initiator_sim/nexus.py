@@ -13,7 +13,7 @@ ISCSI_PORT: Final = 3260
 
 
 class Kind(Enum):
-    """What can happen to a path."""
+    """What can happen to a path; MIGRATED happens to the disk."""
 
     UP = "logged in"
     REDIRECTED = "redirected"
@@ -26,6 +26,7 @@ class Kind(Enum):
     VIOLATION = "the target broke a rule"
     TIMED_OUT = "command without an answer"
     RESCAN = "logical units may have changed"
+    MIGRATED = "data migrated"
 
 
 @dataclass(frozen=True, slots=True)

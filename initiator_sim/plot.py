@@ -5,6 +5,7 @@ from typing import Any, Final
 
 MARKS: Final = {
     "moved": ("move", "tab:purple"),
+    "migrated": ("data migrated", "tab:cyan"),
     "back": ("logged in again", "tab:orange"),
     "lost": ("connection lost", "tab:red"),
     "failed": ("path given up", "black"),

@@ -125,6 +125,8 @@ def show_report(report: dict[str, Any], console: Console) -> None:
             table.add_row(f"{name}s", f"{count:,}   {spread}")
     moves = f"{report['moves']} moves, {report['redirects']} redirects, {report['logins']} logins"
     table.add_row("sessions", f"{report['sessions']} of {report['initiators']} initiator(s), {moves}")
+    if report["migrated_blocks"]:
+        table.add_row("migrated", f"{report['migrated_blocks']:,} blocks have another owner")
     if report["longest_pause_s"]:
         table.add_row("longest pause", f"{report['longest_pause_s'] * 1000:.0f} ms without a session")
     for address, count in sorted(report["members"].items()):
