@@ -17,6 +17,7 @@ from initiator_sim import plot as plotting
 from initiator_sim.chap import Credentials
 from initiator_sim.client import Initiator, ScsiError
 from initiator_sim.fleet import Assignment, Fleet
+from initiator_sim.group_map import ApiError
 from initiator_sim.inspection import inspect as inspect_disk
 from initiator_sim.login import LoginError
 from initiator_sim.nexus import split_address
@@ -27,7 +28,7 @@ from initiator_sim.workload import WORKLOADS, Plan
 
 Result = TypeVar("Result")
 UNITS: Final = "kmgt"
-_EXPECTED: Final = (LoginError, ProtocolError, ScsiError, LookupError, ValueError, OSError)
+_EXPECTED: Final = (ApiError, LoginError, ProtocolError, ScsiError, LookupError, ValueError, OSError)
 
 
 class Program(rich_click.RichGroup):
@@ -265,6 +266,8 @@ def _show(console: Console, value: Any, indent: int = 0) -> None:
 @click.option(
     "--plot", "plot_file", type=click.Path(dir_okay=False, path_type=Path), help="Draw the run: FILE.svg or FILE.png."
 )
+@click.option("--api", metavar="URL", help="A member's HTTP API: migrations of data are shown, and marked in the plot.")
+@click.option("--api-token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its token.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @initiator_options
 @json_option
@@ -283,6 +286,8 @@ def run(**options: Any) -> int:
         seconds=options["seconds"],
         verify=options["verify"] or options["strict"],
         strict=options["strict"],
+        api=options["api"],
+        api_token=_token(options["api_token_file"]),
         lun=options["lun"],
         chap=options["chap"],
         mutual=options["mutual_chap"],
@@ -302,6 +307,10 @@ def run(**options: Any) -> int:
     else:
         show_report(report, Console())
     return 0 if report["ok"] else 1
+
+
+def _token(file: Path | None) -> str | None:
+    return None if file is None else file.read_text().strip()
 
 
 def _check_plot(file: Path) -> None:
