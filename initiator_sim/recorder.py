@@ -207,7 +207,7 @@ class Recorder:
             if value is None and not wrong:
                 value, wrong = self._unstamped(piece, lba + index, block, may_be_torn)
             if value is None and may_be_torn:
-                self.torn_reads += 1
+                self.torn_reads += bool(wrong)
                 return None
             if wrong:
                 self._violation(position, wrong)
@@ -222,7 +222,9 @@ class Recorder:
             wrong = "" if checksum == self._zeros_checksum else f"block {lba} was discarded and does not read as zeros"
             return None if wrong else piece.discard, wrong
         expected = self._initial_checksums.get(lba)
-        if expected is None and not may_be_torn:
+        if expected is None:
+            if may_be_torn:
+                return None, ""  # seen for the first time: what it was before the write cannot be known
             expected = self._initial_checksums[lba] = checksum
         if checksum != expected:
             return None, f"block {lba} changed, and nobody wrote to it"

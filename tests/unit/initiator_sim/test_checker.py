@@ -202,6 +202,17 @@ def test_a_block_torn_by_a_write_under_way(strict: bool, torn_at: int, new_first
     assert disk.recorder.torn_reads == (not strict)
 
 
+def test_what_is_first_seen_during_a_write_says_nothing() -> None:
+    disk = Disk(strict=False)
+    disk.recorder.begins(0, What.WRITE)
+    disk.read(b"x" * BLOCKS * BLOCK)
+    disk.recorder.wrote(0, (1, 1), disk.now - 3, disk.now)
+    disk.now += 1
+    disk.read(disk.content(0, 1))
+    assert disk.judge() == []
+    assert disk.recorder.torn_reads == 0
+
+
 def test_a_block_that_stays_torn_is_found() -> None:
     disk = Disk(strict=False)
     old = bytes(BLOCKS * BLOCK)
