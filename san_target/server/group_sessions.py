@@ -7,7 +7,7 @@ that waits for a dead member could not be used to find out about it.
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -27,7 +27,7 @@ from san_target.peer.messages import (
 from san_target.server.other_members import NoAnswer
 
 if TYPE_CHECKING:
-    from san_target.server.other_members import OtherMembers
+    from san_target.server.other_members import Handlers, OtherMembers
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -176,8 +176,7 @@ class GroupSessions:
 
     # What others ask --------------------------------------------------------------------------------------------------
 
-    def handlers(self) -> dict[type[Message], Callable[[Any], Message]]:
-        """Kind of control message -> function that answers it."""
+    def handlers(self) -> "Handlers":
         return {
             SessionsRequest: self.page,
             DropSession: lambda request: Dropped(self._own.drop(request.session_id)),

@@ -29,8 +29,9 @@ from san_target.server.export import Surroundings
 from san_target.server.exports import Exports
 from san_target.server.group_sessions import GroupSessions
 from san_target.server.local_sessions import LocalSessions
-from san_target.server.other_members import OtherMembers
+from san_target.server.other_members import Handlers, OtherMembers
 from san_target.server.portal import PortalServer, address_text
+from san_target.server.portal_placement import PortalPlacement
 from san_target.server.reservation_records import load_reservations, save_reservations
 from san_target.server.service import Service
 from san_target.server.sessions import RateMeter
@@ -210,6 +211,20 @@ class Member:
         # Read after the lease was granted: what an earlier owner committed before that is in it.
         await self._exports.load(await self.store.range(""))
         self._followers.spawn(self._exports.follow())
+
+    def join_portal_group(self, others: OtherMembers) -> Handlers:
+        """From now on logins are placed among all members. Returns what answers the messages of others about that."""
+        self.others = others
+        placement = PortalPlacement(
+            others,
+            self.directory,
+            lambda: self.exports.group.portal_policy,
+            self.local_sessions.count,
+            self.portal_server.has_room,
+            self.environment.now_s,
+        )
+        self.directory.group = placement
+        return {**placement.handlers(), **self.group_sessions.handlers()}
 
     def _services_for(self, volume_id: str) -> Services:
         return Services(

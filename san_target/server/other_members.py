@@ -1,16 +1,20 @@
 """The other members, for those who ask them something: who there is, and questions that always end in time."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 from san_target.peer.link import PeerRefused, PeerUnreachable
 from san_target.peer.messages import Message
 
 M = TypeVar("M", bound=Message)
 
+Handlers = Mapping[type[Message], Callable[[Any], Message]]
+"""Kind of control message -> function that answers it at once."""
+
 DRAINING = "draining"
+REMOVING = "removing"
+REMOVED = "removed"
 SERVING = ("active", DRAINING)
-GONE = ("removing", "removed")
 
 
 class MemberView(Protocol):
@@ -59,12 +63,13 @@ class OtherMembers:
     def draining(self) -> bool:
         """Whether this member itself is to be left by its sessions."""
         me = self._view().get(self.name)
-        return me is not None and me.state == DRAINING
+        return me is not None and me.state in (DRAINING, REMOVING)
 
     def all(self) -> list[MemberView]:
-        """By name; those that are away, too."""
-        others = (one for one in self._view().values() if one.name != self.name and one.state not in GONE)
-        return sorted(others, key=lambda one: one.name)
+        """By name; those that are away, too, unless they are not to come back."""
+        others = (one for one in self._view().values() if one.name != self.name)
+        kept = (one for one in others if one.state != REMOVED and (one.alive or one.state != REMOVING))
+        return sorted(kept, key=lambda one: one.name)
 
     def serving(self) -> list[MemberView]:
         """Those that serve initiators now, by name; draining ones, too."""
@@ -81,7 +86,3 @@ class OtherMembers:
         if not isinstance(answer, kind):
             raise NoAnswer(f"member {member} answers {type(answer).__name__} to {type(message).__name__}")
         return answer
-
-
-def by_name(members: Iterable[MemberView]) -> list[str]:
-    return [one.name for one in members]

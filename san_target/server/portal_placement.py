@@ -7,18 +7,18 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from san_target.group.portal_addresses import usable_portals
 from san_target.group.portal_group import TICKET_WAIT_S, Candidate, Choice, Decision, Login, Policy, Tickets, decide
-from san_target.peer.messages import Message, SessionCount, SessionCountRequest, TicketReply, TicketRequest
+from san_target.peer.messages import SessionCount, SessionCountRequest, TicketReply, TicketRequest
 from san_target.server.other_members import DRAINING, NoAnswer
 
 if TYPE_CHECKING:
     from san_target.server.directory import TargetDirectory
-    from san_target.server.other_members import MemberView, OtherMembers
+    from san_target.server.other_members import Handlers, MemberView, OtherMembers
     from san_target.session.target import Target
 
 log = structlog.get_logger()
@@ -184,8 +184,7 @@ class PortalPlacement:
         """Sessions here, and those that will be here in a moment."""
         return self._sessions() + self._tickets.live(self._now_s())
 
-    def handlers(self) -> dict[type[Message], Callable[[Any], Message]]:
-        """Kind of control message -> function that answers it."""
+    def handlers(self) -> "Handlers":
         return {
             TicketRequest: self.give_ticket,
             SessionCountRequest: lambda _: SessionCount(self.sessions_and_tickets()),

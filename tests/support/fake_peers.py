@@ -26,11 +26,12 @@ class FakeMember:
 class FakePeers:
     """`Peers` of all members at once. handlers: member -> kind of message -> function that answers it.
 
-    silent: members that never answer; lose_answers: they do what is asked, and the answer is lost; delay_s: before an
-    answer; asked: (member, message) in order.
+    down: members without a link; silent: those that never answer; lose_answers: they do what is asked, and the answer
+    is lost; delay_s: before an answer; asked: (member, message) in order.
     """
 
     handlers: dict[str, dict[type[Message], Callable[[Any], Message]]] = field(default_factory=dict)
+    down: set[str] = field(default_factory=set)
     silent: set[str] = field(default_factory=set)
     lose_answers: set[str] = field(default_factory=set)
     delay_s: dict[str, float] = field(default_factory=dict)
@@ -38,6 +39,8 @@ class FakePeers:
 
     async def ask(self, member: str, message: Message, timeout_s: float) -> Message:
         self.asked.append((member, message))
+        if member in self.down:
+            raise PeerUnreachable("there is no link", maybe_executed=False)
         try:
             async with asyncio.timeout(timeout_s):
                 if member in self.silent:

@@ -244,7 +244,7 @@ def test_members_that_are_away_or_have_no_portal_for_the_initiator_are_not_asked
         group.set("m3", portals=("[2001:db8::3]:3260", "0.0.0.0:3260"), peer="0.0.0.0:3300")
         for _ in range(3):
             assert await group.log_in() == ["m1"]
-        for state in ("starting", "unreachable", "removing", "removed"):
+        for state in ("starting", "unreachable", "removing", "removed"):  # whatever else is said of them
             group.set("m2", state=state)
             assert await group.log_in() == ["m1"]
         assert group.peers.asked == []
