@@ -36,8 +36,11 @@ async def echo(bench: Bench) -> None:
 async def no_answer_wanted(bench: Bench) -> None:
     session = await bench.login()
     before = session.exp_stat_sn
-    await session.send(session.make(ISCSI_NopOut, immediate=1, initiator_task_tag=NO_TAG, data=b"nothing"))
-    await session.settle()
+    silent = session.make(ISCSI_NopOut, immediate=1, initiator_task_tag=NO_TAG, data=b"nothing")
+    ping = session.make(ISCSI_NopOut, immediate=1)
+    await session.send(silent, ping)  # in one go: the first must not hold up the second
+    await session.next_for(ping.initiator_task_tag)
+    await session.receive_all()
     expect(not session.inbox, "an answer to a NOP-Out with the reserved tag", "none")
     taken = session.exp_stat_sn - before
     expect(taken == 1, f"{taken} StatSN for one ping", "1")

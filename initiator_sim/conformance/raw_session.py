@@ -181,6 +181,10 @@ class RawSession:
     async def settle(self, quiet_s: float = QUIET_S) -> None:
         """Return when the target has had its chance to answer all that was sent: after a ping, and a little quiet."""
         await self.ping()
+        await self.receive_all(quiet_s)
+
+    async def receive_all(self, quiet_s: float = QUIET_S) -> None:
+        """Take what comes until nothing comes for a little while."""
         try:
             while True:
                 self.inbox.append(await self.receive(quiet_s))
