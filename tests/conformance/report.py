@@ -1,4 +1,7 @@
-"""docs/conformance.md, written from what a run found and from the reasons in expectations.py."""
+"""docs/conformance.md, written from what runs found and from the reasons in expectations.py.
+
+It has two parts, each with its own run: libiscsi's suites, and the protocol checks of `initiator-sim conformance`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,12 @@ from tests.conformance.kinds import KINDS
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
 SIGNS = {Verdict.PASSED: "yes", Verdict.SKIPPED: "–", Verdict.FAILED: "**no**", Verdict.BROKEN: "**broken**"}
 
+PROTOCOL_MARK = "\n# Protocol checks\n"
+
 HEAD = """# Conformance
+
+Two suites: libiscsi's `iscsi-test-cu` for what a disk does, and below it the [protocol checks](#protocol-checks) of
+`initiator-sim conformance` for what a target does about sessions, numbers, moves and reservations.
 
 libiscsi's test program `iscsi-test-cu` ({tests} tests), run with `--dataloss --allow-sanitize`, one process per suite,
 on each kind of volume. A test that the program skips is not counted as passed. {somewhere} of the {tests} tests pass on
@@ -23,9 +31,21 @@ refuse it. `multipath` is the suite `MultipathIO` with a second URL of the same 
 For comparison: on a thin volume of tgt 1.0.85 the same run finds 171 passed, 10 failed, 49 skipped, and 2 of the 4
 multipath tests pass.
 
-This file is written by `python -m tests.conformance.run --write-docs`; `make test` checks the same results.
+This part is written by `python -m tests.conformance.run --write-docs`; `make test` checks the same results.
 
 """
+
+
+def written() -> tuple[str, str]:
+    """The two parts as they stand in the file."""
+    suites, mark, protocol = DOCUMENT.read_text().partition(PROTOCOL_MARK)
+    return suites, mark + protocol
+
+
+def write(suites: str | None = None, protocol: str | None = None) -> None:
+    """Replace one part of the file, or both."""
+    before = written()
+    DOCUMENT.write_text((before[0] if suites is None else suites) + (before[1] if protocol is None else protocol))
 
 
 def passes_somewhere(results: dict[str, Outcomes]) -> set[str]:

@@ -6,7 +6,7 @@
         --second-url URL   another way to the same logical unit, for the multipath suite
     --kind NAME, --suite NAME   only these (repeatable)
     --json                one document instead of a table
-    --write-docs          write the table of docs/conformance.md (needs every kind)
+    --write-docs          write its part of docs/conformance.md (needs every kind)
 
 Exit status 1 when a test failed or broke.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.conformance.iscsi_test_cu import Outcomes, Verdict, count, run_suites
 from tests.conformance.kinds import KINDS, run_kinds
-from tests.conformance.report import DOCUMENT, document
+from tests.conformance.report import document, write
 from tests.support.member import Member
 from tests.support.tgt import Tgt
 
@@ -71,7 +71,7 @@ def main() -> int:
     else:
         print_table(results)
     if options.write_docs:
-        DOCUMENT.write_text(document(results))
+        write(suites=document(results))
     bad = {Verdict.FAILED, Verdict.BROKEN}
     return int(any(outcome.verdict in bad for outcomes in results.values() for outcome in outcomes.values()))
 

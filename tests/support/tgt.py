@@ -61,6 +61,12 @@ class Tgt(Target):
         self._define(len(self._volumes), volume)
         return volume
 
+    def add_portal(self) -> str:
+        """One more portal, on a free port; HOST:PORT."""
+        portal = f"127.0.0.1:{free_port()}"
+        self._admin("--mode", "portal", "--op", "new", "--param", f"portal={portal}")
+        return portal
+
     def _define(self, number: int, volume: Volume) -> None:
         target = ("--tid", str(number))
         unit = ("--mode", "logicalunit", *target, "--lun", str(LUN))
