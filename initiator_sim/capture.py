@@ -9,6 +9,8 @@ from san_target.wire.opcodes import BHS_BYTES, RESERVED_TAG
 from san_target.wire.text import TextError, decode_pairs
 
 PORT: Final = 3260
+FRAME_BYTES_MAX: Final = 1 << 18
+INCOMPLETE: Final = "incomplete PDU"
 COMMANDS: Final = {
     0x00: "TEST UNIT READY",
     0x03: "REQUEST SENSE",
@@ -64,6 +66,7 @@ _SHOWN: Final = (
     "status_detail",
     "residual_count",
     "data_segment_length",
+    "bytes",
 )
 
 
@@ -72,6 +75,7 @@ class _Stream:
 
     def __init__(self) -> None:
         self.buffer = bytearray()
+        self.last_s = 0.0
         self._next: int | None = None
         self._early: dict[int, bytes] = {}
 
@@ -102,7 +106,8 @@ class _Stream:
 def decode(file: Path, port: int = PORT) -> Iterator[dict[str, Any]]:
     """The PDUs of a capture file in the order captured; `port` is the target's.
 
-    Raises OSError, and ValueError for a file that is no capture, and for one in which bytes are missing.
+    What is left at the end of a stream and is no whole PDU is told as one "incomplete PDU". Raises OSError, and
+    ValueError for a file that is no capture, and for one in which bytes are missing.
     """
     from scapy.error import Scapy_Exception
     from scapy.layers.inet import TCP
@@ -118,7 +123,7 @@ def decode(file: Path, port: int = PORT) -> Iterator[dict[str, Any]]:
     agreed: defaultdict[Any, dict[str, Any]] = defaultdict(dict)  # what a login said about digests, for both directions
     start_s: float | None = None
     with reader:
-        for packet in reader:
+        for packet in _packets(reader):
             if TCP not in packet or port not in (packet[TCP].sport, packet[TCP].dport):
                 continue
             start_s = float(packet.time) if start_s is None else start_s
@@ -127,6 +132,7 @@ def decode(file: Path, port: int = PORT) -> Iterator[dict[str, Any]]:
             if packet[TCP].flags.S:
                 session.clear()
             stream = streams[source, destination]
+            stream.last_s = float(packet.time)
             stream.add(packet[TCP].seq, _payload(packet), bool(packet[TCP].flags.S))
             while True:
                 head = bytes(stream.buffer[: BHS_BYTES + 4])
@@ -138,6 +144,20 @@ def decode(file: Path, port: int = PORT) -> Iterator[dict[str, Any]]:
                 yield _described(pdu, source, destination, float(packet.time) - start_s)
     if any(stream.waits for stream in streams.values()):
         raise ValueError(f"{file}: segments are missing; what came after them was not decoded")
+    for (source, destination), stream in streams.items():
+        if stream.buffer:
+            at_s = round(stream.last_s - (start_s or 0.0), 6)
+            fields = {"bytes": len(stream.buffer)}
+            yield {"at_s": at_s, "from": source, "to": destination, "pdu": INCOMPLETE, "fields": fields}
+
+
+def _packets(reader: Any) -> Iterator[Any]:
+    """All packets. By itself scapy's reader cuts frames off at 64 KiB, which the loopback's exceed by their header."""
+    while True:
+        try:
+            yield reader.read_packet(size=FRAME_BYTES_MAX)
+        except EOFError:
+            return
 
 
 def _payload(packet: Any) -> bytes:

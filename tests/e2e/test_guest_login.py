@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.e2e.guest.initiator import DIGESTS, REFUSED_BY_INITIATOR, REFUSED_BY_TARGET, Initiator, chap_settings
 from tests.e2e.guest.machine import Guest
+from tests.support.captures import assert_whole_sessions, captured, decoded, needs_root
 from tests.support.member import Member
 from tests.support.target import Chap, Options, Target
 
@@ -86,3 +89,20 @@ def test_login_with_header_and_data_digests(target: Target, initiator: Initiator
     assert "HeaderDigest: CRC32C" in detail, detail
     assert "DataDigest: CRC32C" in detail, detail
     reads_and_writes(initiator.guest, disk)
+
+
+@needs_root
+@pytest.mark.tool("tcpdump")
+@pytest.mark.parametrize("settings", [{}, DIGESTS], ids=["plain", "digests"])
+def test_a_capture_of_it_is_decoded(
+    member: Member, initiator: Initiator, tmp_path: Path, settings: dict[str, str]
+) -> None:
+    """`initiator-sim pcap` understands every byte that open-iscsi says."""
+    volume = member.create_volume("captured", 16 * MIB)
+    with captured(tmp_path / "capture.pcap", volume.portal):
+        initiator.discover(volume.portal)
+        reads_and_writes(initiator.guest, initiator.login(volume, settings))
+        initiator.logout(volume)
+    names = assert_whole_sessions(decoded(tmp_path / "capture.pcap", volume))
+    assert names["Text Response"]
+    assert names["SCSI Data-In"]

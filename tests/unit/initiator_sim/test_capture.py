@@ -10,7 +10,8 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 from scapy.utils import wrpcap
 
-from initiator_sim.capture import command_text, decode, line
+from initiator_sim.capture import INCOMPLETE, command_text, decode, line
+from initiator_sim.packets import ISCSI_NopOut
 from tests.unit.wire.golden_files import conversations, read
 
 INITIATOR, TARGET = ("192.0.2.1", 40000), ("192.0.2.2", 3260)
@@ -59,6 +60,29 @@ def test_a_missing_segment_is_told(tmp_path: Path) -> None:
     wrpcap(str(tmp_path / "capture.pcap"), packets)
     with pytest.raises(ValueError, match="missing"):
         list(decode(tmp_path / "capture.pcap"))
+
+
+def test_the_largest_segments_there_are(tmp_path: Path) -> None:
+    """The loopback has packets of 65535 bytes, and a link header before them."""
+    said = bytes(ISCSI_NopOut(data=bytes(1 << 16)))
+    sizes = 65535 - 40
+    packets = []
+    for start in range(0, len(said), sizes):
+        tcp = TCP(sport=INITIATOR[1], dport=TARGET[1], flags="PA", seq=start)
+        ip = IP(src=INITIATOR[0], dst=TARGET[0])
+        packets.append(Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02") / ip / tcp / said[start : start + sizes])
+    wrpcap(str(tmp_path / "capture.pcap"), packets)
+    (found,) = decode(tmp_path / "capture.pcap")
+    assert (found["pdu"], found["fields"]["data_segment_length"]) == ("NOP-Out", 1 << 16)
+
+
+def test_what_is_no_whole_pdu_is_told(tmp_path: Path) -> None:
+    path = next(path for path in conversations() if path.stem == "qemu_img_info")
+    packets = segments(path, 100)
+    wrpcap(str(tmp_path / "capture.pcap"), packets[:1])
+    (found,) = decode(tmp_path / "capture.pcap")
+    assert (found["pdu"], found["fields"]) == (INCOMPLETE, {"bytes": 100})
+    assert line(found).endswith("incomplete PDU: bytes=100")
 
 
 def test_another_port(tmp_path: Path) -> None:
