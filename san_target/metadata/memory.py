@@ -9,6 +9,7 @@ from sortedcontainers import SortedDict
 
 from san_target.metadata.changes import batches, check_kept, check_transaction
 from san_target.metadata.store import (
+    PAGE_ITEMS,
     Compare,
     Delete,
     Event,
@@ -153,6 +154,11 @@ class MemoryStore:
 
     async def range(self, prefix: str) -> Snapshot:
         return self._opened().range(prefix)
+
+    async def pages(self, prefix: str) -> AsyncIterator[Snapshot]:
+        whole = self._opened().range(prefix)
+        for start in range(0, max(1, len(whole.items)), PAGE_ITEMS):
+            yield Snapshot(whole.items[start : start + PAGE_ITEMS], whole.revision)
 
     async def transact(self, compares: Sequence[Compare], operations: Sequence[Put | Delete]) -> TransactionResult:
         check_transaction(compares, operations)

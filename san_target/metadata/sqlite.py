@@ -17,7 +17,9 @@ from typing import TypeVar
 from san_target.metadata import clock as machine_clock
 from san_target.metadata.changes import check_transaction
 from san_target.metadata.sqlite_database import SqliteDatabase
+from san_target.metadata.sqlite_reader import SqliteReader
 from san_target.metadata.store import (
+    PAGE_ITEMS,
     Compare,
     Delete,
     Item,
@@ -146,6 +148,20 @@ class SqliteStore:
 
     async def range(self, prefix: str) -> Snapshot:
         return await self._run(lambda: self._database.range(prefix))
+
+    async def pages(self, prefix: str) -> AsyncIterator[Snapshot]:
+        """Read by a connection of its own, so that nobody who uses the store meanwhile waits for the reader."""
+        await self._run(self._database.poll)  # ended leases are gone from what is read
+        reader = SqliteReader(self._database.path, prefix)
+        page = await asyncio.to_thread(reader.open)
+        try:
+            while True:
+                yield page
+                if len(page.items) < PAGE_ITEMS:
+                    return
+                page = await asyncio.to_thread(reader.more)
+        finally:
+            await asyncio.to_thread(reader.close)
 
     async def transact(self, compares: Sequence[Compare], operations: Sequence[Put | Delete]) -> TransactionResult:
         check_transaction(compares, operations)
