@@ -58,6 +58,23 @@ PURE = (
     "group/*balancer.py",
     "group/*planner.py",
 )
+# The same below initiator_sim: the protocol, and the judgement of what was seen.
+PURE_SIMULATOR = (
+    "blocks.py",
+    "capture.py",
+    "cdb.py",
+    "chap.py",
+    "disk_history.py",
+    "history.py",
+    "login.py",
+    "measure.py",
+    "parameters.py",
+    "personalities.py",
+    "recorder.py",
+    "sense.py",
+    "session.py",
+    "task.py",
+)
 IMPURE_MODULES = frozenset(
     {"asyncio", "concurrent", "multiprocessing", "os", "random", "secrets", "select", "selectors"}
     | {"signal", "socket", "ssl", "subprocess", "threading", "time"}
@@ -155,7 +172,8 @@ def imports_only_values(path: Path, root: Path, line: int) -> bool:
 
 
 def pure_files(root: Path) -> list[Path]:
-    return sorted({path for pattern in PURE for path in (root / "san_target").glob(pattern)})
+    patterns = [("san_target", pattern) for pattern in PURE] + [("initiator_sim", name) for name in PURE_SIMULATOR]
+    return sorted({path for package, pattern in patterns for path in (root / package).glob(pattern)})
 
 
 def purity_faults(root: Path) -> list[str]:
@@ -190,7 +208,7 @@ def source_of(module: str, root: Path) -> Path | None:
     """The file of a project module; None for other modules and for names inside a module."""
     base = root.joinpath(*module.split("."))
     for candidate in (base.with_suffix(".py"), base / "__init__.py"):
-        if module.startswith("san_target") and candidate.is_file():
+        if module.startswith(("san_target", "initiator_sim")) and candidate.is_file():
             return candidate
     return None
 
