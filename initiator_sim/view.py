@@ -49,7 +49,7 @@ class LiveView:
         self._latency: deque[float] = deque(maxlen=_HISTORY)
         self._last: Interval | None = None
         self._started_s = time.monotonic()
-        self._live = Live(self._render(), console=console, auto_refresh=False, transient=True)
+        self._live = Live(self.render(), console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> "LiveView":
         self._live.start()
@@ -62,9 +62,10 @@ class LiveView:
         self._last = interval
         self._iops.append(interval.iops)
         self._latency.append(interval.p99_us)
-        self._live.update(self._render(), refresh=True)
+        self._live.update(self.render(), refresh=True)
 
-    def _render(self) -> RenderableType:
+    def render(self) -> RenderableType:
+        """What the terminal shows now."""
         fleet, last = self._fleet, self._last
         assignment = fleet.assignment
         if last is None:
