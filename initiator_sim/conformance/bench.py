@@ -104,11 +104,15 @@ class Attempt:
 
 
 class Bench:
-    """The means of one check. `close` ends all its connections, after what `at_end` was given."""
+    """The means of one check. `close` ends all its connections, after what `at_end` was given.
+
+    hops: the way of the last login. places: the addresses at which sessions of this check ended up.
+    """
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.hops: list[Hop] = []
+        self.places: set[str] = set()
         self._home: tuple[str, bytes] | None = None
         self._wires: list[Wire] = []
         self._at_end: list[Callable[[], Awaitable[None]]] = []
@@ -161,6 +165,14 @@ class Bench:
             raise NotApplicable("only one portal was given (--portal names more)")
         return self.pairs()
 
+    def across(self) -> str:
+        """Where this check's sessions were. Raises NotApplicable where redirections led all of them to one place."""
+        if len(self.places) < 2:
+            raise NotApplicable(
+                f"all sessions were sent to {', '.join(self.places)}: let each portal serve (policy none)"
+            )
+        return "sessions at " + ", ".join(sorted(self.places))
+
     # --- connections and logins ---------------------------------------------------------------------------------------
 
     async def connect(self, portal: str | None = None) -> Wire:
@@ -206,6 +218,8 @@ class Bench:
             self.hops.append(hop)
             result = await _carry_out(Login(request), wire, hop)
             if isinstance(result, LoggedIn):
+                if not discovery:
+                    self.places.add(address)
                 return RawSession(wire, result, isid, request.initiator_name, self.lun_value)
             wire.close()
             address = result.address

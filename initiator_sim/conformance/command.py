@@ -17,6 +17,7 @@ from initiator_sim.conformance.check import Check, Result, Verdict
 from initiator_sim.conformance.engine import report, run_checks
 from initiator_sim.conformance.hooks import Hooks
 from initiator_sim.conformance.wire import ANSWER_S
+from initiator_sim.login import LoginError
 from initiator_sim.parameters import Pair
 
 _WORDS: Final = {
@@ -60,8 +61,11 @@ async def look_over(initiator: Initiator, order: Order) -> Setting:
     """Log in at every portal and find the disk. Raises LoginError, OSError, TimeoutError, ScsiError, LookupError."""
     seen = []
     for portal in order.portals:
-        async with initiator.connect(portal, order.iqn, lun=order.lun) as disk:
-            seen.append((disk.lun, disk.block_bytes, disk.blocks))
+        try:
+            async with initiator.connect(portal, order.iqn, lun=order.lun) as disk:
+                seen.append((disk.lun, disk.block_bytes, disk.blocks))
+        except LoginError as error:
+            raise LoginError(f"{portal}: {error}", error.status) from None
     lun, block_bytes, blocks = seen[0]
     return Setting(
         order.portals,

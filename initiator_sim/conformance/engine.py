@@ -82,6 +82,7 @@ async def _save(bench: Bench) -> bytes:
         raise Failed(f"the scratch blocks cannot be saved: {error}", "a disk that can be read") from None
     finally:
         bench.close()
+        bench.places.clear()
     if outcome.status == CHECK_CONDITION and outcome.sense is not None and outcome.sense.key == _DATA_PROTECT:
         raise NotApplicable("the disk is write protected")
     if not outcome.good:

@@ -32,11 +32,10 @@ D_SENSE: Final = 0x04
 
 
 async def _through_all(bench: Bench, work: Callable[[Bench, str, str], Awaitable[None]]) -> str:
-    """Do the work for every pair of portals; says how many."""
-    pairs = bench.pairs()
-    for one, other in pairs:
+    """Do the work for every pair of portals; says where sessions were."""
+    for one, other in bench.pairs():
         await work(bench, one, other)
-    return f"{len(bench.setting.portals)} portals, {len(pairs)} pairs" if len(pairs) > 1 else "two sessions at a portal"
+    return "sessions at " + ", ".join(sorted(bench.places))
 
 
 async def _two(bench: Bench, one: str, other: str) -> tuple[RawSession, RawSession]:

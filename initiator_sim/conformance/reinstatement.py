@@ -46,10 +46,9 @@ async def same_portal(bench: Bench) -> None:
 
 
 async def other_portal(bench: Bench) -> str:
-    pairs = bench.different_portals()
-    for first, second in pairs:
+    for first, second in bench.different_portals():
         await _old_session_ends(bench, first, second)
-    return f"{len(pairs)} ways"
+    return bench.across()
 
 
 async def _waiting_write_is_over(bench: Bench, first: str, second: str) -> None:
@@ -68,9 +67,10 @@ async def waiting_write_same_portal(bench: Bench) -> None:
     await _waiting_write_is_over(bench, bench.portal, bench.portal)
 
 
-async def waiting_write_other_portal(bench: Bench) -> None:
+async def waiting_write_other_portal(bench: Bench) -> str:
     for first, second in bench.different_portals():
         await _waiting_write_is_over(bench, first, second)
+    return bench.across()
 
 
 async def _flood_is_over(bench: Bench, first: str, second: str) -> None:
@@ -93,9 +93,10 @@ async def flood_same_portal(bench: Bench) -> None:
         await _flood_is_over(bench, bench.portal, bench.portal)
 
 
-async def flood_other_portal(bench: Bench) -> None:
+async def flood_other_portal(bench: Bench) -> str:
     for first, second in bench.different_portals():
         await _flood_is_over(bench, first, second)
+    return bench.across()
 
 
 async def other_isid(bench: Bench) -> None:
