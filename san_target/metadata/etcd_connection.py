@@ -143,7 +143,9 @@ class Connection(asyncio.Protocol):
         except ssl.SSLCertVerificationError as error:
             raise NotSent(f"its certificate is not accepted ({error.verify_message})") from error
         except ssl.SSLError as error:
-            raise NotSent(f"TLS failed ({error.reason or error})") from error
+            reason = error.reason or str(error)
+            advice = "; does it want another certificate, or one at all?" if "CERTIFICATE" in reason else ""
+            raise NotSent(f"TLS failed ({reason}){advice}") from error
         except OSError as error:
             hung_up = "it ended the connection during the TLS handshake; does it speak TLS?"
             raise NotSent(os.strerror(error.errno) if error.errno else str(error) or hung_up) from error

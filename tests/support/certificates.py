@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.support.tools import run
 
 NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+IDENTIFIERS = "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"  # Python 3.13 wants them
 SERVER, CLIENT = "serverAuth", "clientAuth"
 
 
@@ -27,13 +28,16 @@ class Authority:
         self.certificate = directory / f"{name}.pem"
         self._key = directory / f"{name}.key"
         files = ["-keyout", self._key, "-out", self.certificate]
-        run(["openssl", "req", "-x509", "-days", "2", "-subj", f"/CN={name}", *NEW_KEY, *map(str, files)])
+        usage = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]  # Python 3.13 wants it
+        run(["openssl", "req", "-x509", "-days", "2", "-subj", f"/CN={name}", *usage, *NEW_KEY, *map(str, files)])
 
     def issue(self, name: str, *uses: str) -> Certificate:
         """For the common name `name` and this machine's loopback; uses: SERVER, CLIENT."""
         path, key, request = (self.directory / f"{name}{suffix}" for suffix in (".pem", ".key", ".request"))
         extensions = self.directory / f"{name}.extensions"
-        extensions.write_text(f"subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage={','.join(uses)}\n")
+        extensions.write_text(
+            f"subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage={','.join(uses)}\n{IDENTIFIERS}"
+        )
         run(["openssl", "req", "-subj", f"/CN={name}", *NEW_KEY, "-keyout", key, "-out", request])
         signer = ["-CA", self.certificate, "-CAkey", self._key, "-CAcreateserial"]
         run(["openssl", "x509", "-req", "-days", "2", "-in", request, *signer, "-out", path, "-extfile", extensions])

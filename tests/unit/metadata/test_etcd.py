@@ -5,6 +5,7 @@ import asyncio
 import pytest
 import uvloop
 
+from san_target.metadata import etcd_connection
 from san_target.metadata.etcd_client import Timeouts
 from san_target.metadata.etcd_messages import PUT, Header, KeyEvent, KeyValue, WatchAnswer
 from san_target.metadata.etcd_watch import Revisions
@@ -131,7 +132,13 @@ def test_a_deletion_of_the_compacted_revision_is_not_lost(etcd: Etcd) -> None:
     run(body)
 
 
-def test_an_answer_larger_than_etcd_sends_at_once_and_a_watch_that_is_not_read(etcd: Etcd) -> None:
+@pytest.mark.parametrize("window_bytes", [etcd_connection.STREAM_WINDOW_BYTES, 100_000])
+def test_an_answer_larger_than_etcd_sends_at_once_and_a_watch_that_is_not_read(
+    etcd: Etcd, window_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a single message is larger than the stream's window."""
+    monkeypatch.setattr(etcd_connection, "STREAM_WINDOW_BYTES", window_bytes)
+
     async def body() -> None:
         store = store_on(etcd.port)
         await store.open()

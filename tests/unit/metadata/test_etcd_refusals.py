@@ -125,10 +125,10 @@ def test_nobody_is_there() -> None:
 def test_another_service_is_there(words: bytes | None, problem: str) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
-        if words:
-            writer.write(words)
-        elif words is not None:
-            writer.close()
+        if words != b"":
+            writer.write(words or b"")
+            await reader.read()  # until the other end gives up
+        writer.close()
 
     async def body() -> None:
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
