@@ -371,8 +371,8 @@ def _plan(options: dict[str, Any]) -> Plan:
     help="Seconds that an answer may take.",
 )
 @click.option("--trigger", metavar="COMMAND", help="A shell command that makes the target ask a session to leave.")
-@click.option("--admin", metavar="URL", help="The HTTP API of a san-target member, which can do the same.")
-@click.option("--admin-token-file", type=click.File("r"), metavar="FILE", help="Its token, else from SAN_TARGET_TOKEN.")
+@click.option("--api", "--admin", metavar="URL", help="A san-target member's HTTP API, which can do the same.")
+@click.option("--api-token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its token.")
 @initiator_options
 @json_option
 def conformance(portal: str | None, iqn: str | None, as_json: bool, **options: Any) -> int:
@@ -395,7 +395,7 @@ def conformance(portal: str | None, iqn: str | None, as_json: bool, **options: A
         iqn,
         options["lun"],
         options["names"],
-        Hooks(options["trigger"], options["admin"], command.read_token(options["admin_token_file"])),
+        Hooks(options["trigger"], options["api"], _token(options["api_token_file"])),
         options["chap"],
         options["mutual_chap"],
         () if digest is None else with_digests(OPEN_ISCSI, digest),

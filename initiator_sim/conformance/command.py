@@ -1,10 +1,9 @@
 """`initiator-sim conformance`: looks the target over, runs the checks, shows what comes of them."""
 
-import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 from rich.console import Console
 from rich.text import Text
@@ -49,12 +48,6 @@ class Order:
             if name not in known:
                 raise ValueError(f"there is no check {name!r} (--list shows them)")
         return [check for check in CHECKS if not self.names or check.name in self.names]
-
-
-def read_token(file: TextIO | None) -> str | None:
-    """The token of the HTTP API: from the file, else from the environment; None where there is none."""
-    token = os.environ.get("SAN_TARGET_TOKEN", "") if file is None else file.read()
-    return token.strip() or None
 
 
 async def look_over(initiator: Initiator, order: Order) -> Setting:

@@ -37,11 +37,11 @@ class Victim:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What the user allowed. trigger: a shell command that makes the target ask a session to leave; admin: the URL of
-    a member's HTTP API, with its token."""
+    """What the user allowed. trigger: a shell command that makes the target ask a session to leave; api: the URL of a
+    member's HTTP API, with its token."""
 
     trigger: str | None = None
-    admin: str | None = None
+    api: str | None = None
     token: str | None = None
 
     async def send_away(self, victim: Victim) -> str:
@@ -49,16 +49,16 @@ class Hooks:
         if self.trigger is not None:
             await _run(self.trigger, victim.environment())
             return "by the trigger"
-        if self.admin is not None:
+        if self.api is not None:
             return await self._by_api(victim)
-        raise NotApplicable("nothing makes the target ask (--trigger COMMAND, or --admin URL of a san-target member)")
+        raise NotApplicable("nothing makes the target ask (--trigger COMMAND, or --api URL of a san-target member)")
 
     async def _by_api(self, victim: Victim) -> str:
         for session in await self._ask("GET", "/sessions"):
             if session.get("initiator") == victim.initiator and session.get("isid") == victim.isid.hex():
                 break
         else:
-            raise NotApplicable(f"the API at {self.admin} does not list the session")
+            raise NotApplicable(f"the API at {self.api} does not list the session")
         path = f"/sessions/{quote(str(session['id']), safe='')}"
         others = [each["name"] for each in await self._ask("GET", "/members") if each["name"] != session.get("member")]
         for other in others:
@@ -81,12 +81,12 @@ class Hooks:
         headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
         try:
             async with httpx.AsyncClient(headers=headers, timeout=COMMAND_S, trust_env=False) as client:
-                answer = await client.request(method, f"{str(self.admin).rstrip('/')}/api/v1{path}", json=body)
+                answer = await client.request(method, f"{str(self.api).rstrip('/')}/api/v1{path}", json=body)
             if answer.status_code < 300:
                 return answer.json() if answer.content else None
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            raise NotApplicable(f"the API at {self.admin}: {error or type(error).__name__}") from None
-        raise NotApplicable(f"the API at {self.admin} answers {answer.status_code} to {method} {path}")
+            raise NotApplicable(f"the API at {self.api}: {error or type(error).__name__}") from None
+        raise NotApplicable(f"the API at {self.api} answers {answer.status_code} to {method} {path}")
 
 
 async def _run(command: str, environment: Mapping[str, str]) -> None:

@@ -66,7 +66,7 @@ def on_member(directory: Path) -> tuple[int, dict[str, Any]]:
     member.start()
     try:
         volume = member.create_volume("checked", VOLUME_BYTES)
-        return run_checks(volume, "--portal", second, "--admin", member.api)
+        return run_checks(volume, "--portal", second, "--api", member.api)
     finally:
         member.kill()
 

@@ -228,7 +228,7 @@ def test_a_trigger_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_api_that_is_not_there_is_no_reason_to_fail() -> None:
     with pytest.raises(NotApplicable, match="the API at"):
-        send_away(admin=f"http://127.0.0.1:{free_port()}")
+        send_away(api=f"http://127.0.0.1:{free_port()}")
 
 
 # --- the table, the report, the command -------------------------------------------------------------------------------
