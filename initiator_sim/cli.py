@@ -357,6 +357,45 @@ def _plan(options: dict[str, Any]) -> Plan:
 
 
 @main.command()
+@click.argument("portal", type=PortalType())
+@click.argument("iqn", required=False)
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), help="The same seed makes the same cases; by default a new one.")
+@click.option("--case", "numbers", type=click.IntRange(0), multiple=True, help="Only this case of the seed, shown.")
+@click.option("--kind", "kinds", multiple=True, help="Only cases of this kind.")
+@click.option("--destructive", is_flag=True, help="Write to the volume too: what it holds is lost.")
+@click.option("--lun", type=click.IntRange(0, 16383), help="By default the first that is a disk.")
+@click.option("--connections", type=click.IntRange(1, 64), default=8, show_default=True, help="Cases at once.")
+@click.option(
+    "--patience",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Seconds that the target may take for what it has to do.",
+)
+@initiator_options
+@json_option
+def fuzz(**options: Any) -> int:
+    """Send malformed and hostile PDUs, to the portal or also to the target IQN; others must not notice.
+
+    Exit code 1 if the target crashes, hangs, answers wrongly, or does not serve well-behaved sessions.
+    """
+    from initiator_sim.fuzz.command import assignment, run_campaign
+
+    who = {key: options.pop(key) for key in ("name", "personality", "chap", "mutual_chap", "digest")}
+    as_json: bool = options.pop("as_json")
+
+    async def work() -> dict[str, Any]:
+        found = assignment(_initiator(**who), who["chap"], who["mutual_chap"], **options)
+        return await run_campaign(found, quiet=as_json)
+
+    report = execute(work())
+    if as_json:
+        print_json(report)
+    return 0 if report["ok"] else 1
+
+
+@main.command()
 @click.argument("portal", type=PortalType(), required=False)
 @click.argument("iqn", required=False)
 @click.option("--portal", "more_portals", type=PortalType(), multiple=True, help="Further portals of the same target.")
