@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from io import StringIO
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from initiator_sim.fuzz.attacker import Attacker, Progress, Who
 from initiator_sim.fuzz.campaign import Assignment, Campaign
 from initiator_sim.fuzz.craft import Ground
 from initiator_sim.fuzz.kinds import make_case
-from initiator_sim.fuzz.report import hex_dump, show_report
+from initiator_sim.fuzz.report import CounterLine, hex_dump, show_report
 from initiator_sim.fuzz.script import Ending
+from tests.unit.initiator_sim.fake_target import FakeTarget
 from tests.unit.initiator_sim.fuzz.fragile_target import BLOCK, BLOCKS, Fault, FragileTarget
 
 IQN = "iqn.2026-01.org.example:fragile"
@@ -103,6 +105,29 @@ def test_changed_data_is_found() -> None:
     assert "have changed" in report["failures"][0]["message"]
 
 
+def test_sessions_follow_a_redirection() -> None:
+    async def work() -> tuple[dict[str, Any], int]:
+        async with FragileTarget(Fault.NONE) as target, FakeTarget() as portal:
+            portal.redirect = target.portal
+            chosen = Assignment(
+                initiator=Initiator(NAME),
+                who=Who(portal.portal),
+                iqn=IQN,
+                seed=1,
+                seconds=1.0,
+                lun=0,
+                kinds=frozenset({"order"}),
+                patience_s=30.0,
+            )
+            campaign = Campaign(chosen)
+            await campaign.run()
+            return campaign.report(), len(target.received)
+
+    report, visits = asyncio.run(work())
+    assert report["ok"], report["failures"]
+    assert visits > report["cases"] > 0
+
+
 def test_a_case_that_broke_a_target_does_so_again() -> None:
     first = fuzz(Fault.GARBAGE)["failures"][0]
     again = fuzz(Fault.GARBAGE, numbers=tuple(first["cases"]))
@@ -149,6 +174,24 @@ def test_the_report_says_what_to_repeat(capsys: pytest.CaptureFixture[str]) -> N
     assert "FAILED" in shown
     assert report["failures"][0]["repeat"] in shown
     assert "malformed answer" in shown
+
+
+def test_the_line_of_counters_shows_the_account() -> None:
+    async def work() -> str:
+        shown = Console(file=StringIO(), force_terminal=True, width=200)
+        async with FragileTarget(Fault.GARBAGE) as target:
+            campaign = Campaign(Assignment(Initiator(NAME), Who(target.portal), None, seed=1, seconds=1.0))
+            with CounterLine(campaign, shown) as line:
+                await campaign.run(line.tick)
+                line.tick()
+        assert isinstance(shown.file, StringIO)
+        return shown.file.getvalue()
+
+    shown = asyncio.run(work())
+    assert "of 1 s" in shown
+    assert "discoveries" in shown
+    assert "failures 0" in shown[: len(shown) // 2]
+    assert "failures 0" not in shown[shown.rindex("of 1 s") :]
 
 
 def test_a_hex_dump_has_offsets_bytes_and_characters() -> None:
