@@ -19,7 +19,7 @@ from initiator_sim import cdb as cdbs
 from initiator_sim.chap import Credentials
 from initiator_sim.login import LoginError
 from initiator_sim.multipath import Multipath
-from initiator_sim.nexus import Nexus, lun_value, random_isid
+from initiator_sim.nexus import Nexus, lun_value
 from initiator_sim.parameters import Pair
 from initiator_sim.path import Path
 from initiator_sim.personalities import OPEN_ISCSI, Personality
@@ -198,7 +198,8 @@ class Initiator:
 
     def path(self, portal: str, iqn: str | None, depth: int | None = None, isid: bytes | None = None) -> Path:
         """A path that is not yet connected. depth: commands in flight, by default the personality's."""
-        nexus = Nexus(portal, iqn, self.name, isid or random_isid(), self._chap, self._mutual, self._keys)
+        isid = isid or self.personality.isid(self.reactor.random_bytes)
+        nexus = Nexus(portal, iqn, self.name, isid, self._chap, self._mutual, self._keys)
         return Path(self.reactor, self.personality, nexus, depth)
 
     async def discover(self, portal: str) -> list[FoundTarget]:

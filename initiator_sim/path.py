@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from initiator_sim.chap import Chap
 from initiator_sim.login import LoggedIn, Login, LoginError, LoginRequest, Redirected
-from initiator_sim.nexus import Event, Kind, Nexus, random_isid, split_address
+from initiator_sim.nexus import Event, Kind, Nexus, split_address
 from initiator_sim.parameters import Pair
 from initiator_sim.personalities import Personality, Reaction
 from initiator_sim.reactor import Buffers, Connection, Reactor
@@ -24,6 +24,7 @@ from san_target.wire.errors import PduError
 from san_target.wire.framer import FramingError, Pdu
 from san_target.wire.text import TextError, decode_pairs, encode_pairs
 
+ALIAS: Final = "initiator-sim"
 EVENTS_MAX: Final = 10000
 VIOLATIONS_MAX: Final = 5  # then a path gives up: the same command would meet the same mistake again
 Answer = TypeVar("Answer")
@@ -186,22 +187,20 @@ class Path:
         if self._connection is not None:
             self._connection.abort(ConnectionResetError("dropped on purpose"))
 
-    def _request(self) -> LoginRequest:
+    def login_request(self) -> LoginRequest:
+        """Who logs in next, and how."""
         nexus, personality = self.nexus, self.personality
         if personality.new_isid_each_login and self.logins:
-            self._isid = random_isid(self._reactor.random_bytes)
+            self._isid = personality.isid(self._reactor.random_bytes)
         chap = None
         if nexus.credentials is not None:
             chap = Chap(nexus.credentials, nexus.mutual, personality.chap_algorithms, self._reactor.random_bytes)
         keys = personality.keys if nexus.keys is None else nexus.keys
-        return LoginRequest(
-            nexus.initiator_name,
-            self._isid,
-            nexus.iqn,
-            [pair for pair in keys if nexus.iqn is not None or pair[0] in _DISCOVERY_KEYS],
-            chap,
-            personality.security_first,
-        )
+        if nexus.iqn is None:
+            special = personality.discovery_keys if nexus.keys is None else None
+            keys = special or tuple(pair for pair in keys if pair[0] in _DISCOVERY_KEYS)
+        alias = ALIAS if personality.sends_alias else ""
+        return LoginRequest(nexus.initiator_name, self._isid, nexus.iqn, keys, chap, personality.security_first, alias)
 
     async def _log_in(self) -> None:
         personality = self.personality
@@ -221,7 +220,7 @@ class Path:
 
     async def _log_in_at(self, address: str) -> LoggedIn | Redirected:
         host, port = split_address(address)
-        self._login = Login(self._request())
+        self._login = Login(self.login_request())
         self._login_done = self._reactor.loop.create_future()
         self.address_tried = address
         connection = await self._reactor.open(host, port, self, self.personality.login_timeout_s)

@@ -4,7 +4,7 @@ open-iscsi 2.1 and libiscsi 1.19 were watched; ESXi and Windows follow their mak
 where that is silent RFC 7143. docs/initiator-sim.md says which is which.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -34,7 +34,10 @@ class Personality:
     """One kind of initiator. Times are seconds; lengths in `keys` are bytes.
 
     keys                  the operational offers at login, in order
+    discovery_keys        those of a discovery session, where they are not just some of `keys`
     security_first        begins in the security stage even without CHAP
+    sends_alias           says an InitiatorAlias
+    isid_prefix           how its ISIDs begin (RFC 7143 11.12.5): the format, and whose they are; the rest is random
     follows_permanent     obeys status 0x0102 like 0x0101; else that is an error
     redirects_max         redirections in one login before it gives up (the simulator's guard: open-iscsi has none)
     returns_to_configured after a loss goes to the configured portal, not to where it was redirected
@@ -55,7 +58,10 @@ class Personality:
     initiator_name: str
     keys: tuple[Pair, ...]
     reactions: Mapping[int, Reaction]
+    discovery_keys: tuple[Pair, ...] | None = None
     security_first: bool = True
+    sends_alias: bool = False
+    isid_prefix: bytes = b"\x80"  # random, in no registry
     follows_permanent: bool = True
     redirects_max: int = 16
     returns_to_configured: bool = True
@@ -78,6 +84,10 @@ class Personality:
     reset_timeout_s: float = 30.0
     replacement_timeout_s: float = 120.0
     queue_depth: int = 32
+
+    def isid(self, random_bytes: Callable[[int], bytes]) -> bytes:
+        """A new ISID."""
+        return self.isid_prefix + random_bytes(6 - len(self.isid_prefix))
 
     def wait_after_failure_s(self, failures: int) -> float:
         """How long to wait after so many logins that failed, one after the other."""
@@ -118,6 +128,19 @@ OPEN_ISCSI: Final = Personality(
         ASYNC_SESSION_DROP: Reaction.AWAIT_CLOSE,
         ASYNC_NEGOTIATION_REQUEST: Reaction.LOGOUT,
     },
+    discovery_keys=(
+        ("HeaderDigest", "None"),
+        ("DataDigest", "None"),
+        ("DefaultTime2Wait", "2"),
+        ("DefaultTime2Retain", "0"),
+        ("IFMarker", "No"),
+        ("OFMarker", "No"),
+        ("ErrorRecoveryLevel", "0"),
+        ("MaxRecvDataSegmentLength", "32768"),
+    ),
+    security_first=False,
+    sends_alias=True,
+    isid_prefix=bytes.fromhex("00023d"),  # Cisco's OUI, as ever since linux-iscsi
     chap_algorithms=(5, 6, 7, 8),
 )
 
@@ -149,6 +172,24 @@ LIBISCSI: Final = Personality(
         ASYNC_SESSION_DROP: Reaction.AWAIT_CLOSE,
         ASYNC_NEGOTIATION_REQUEST: Reaction.LOGOUT,
     },
+    discovery_keys=(
+        ("HeaderDigest", "None"),
+        ("DataDigest", "None"),
+        ("InitialR2T", "No"),
+        ("ImmediateData", "Yes"),
+        ("MaxBurstLength", "262144"),
+        ("FirstBurstLength", "262144"),
+        ("DefaultTime2Wait", "2"),
+        ("DefaultTime2Retain", "0"),
+        ("MaxOutstandingR2T", "1"),
+        ("ErrorRecoveryLevel", "0"),
+        ("IFMarker", "No"),
+        ("OFMarker", "No"),
+        ("MaxConnections", "1"),
+        ("MaxRecvDataSegmentLength", "262144"),
+        ("DataPDUInOrder", "Yes"),
+        ("DataSequenceInOrder", "Yes"),
+    ),
     security_first=False,
     follows_permanent=False,
     new_isid_each_login=True,
@@ -188,6 +229,7 @@ ESXI: Final = Personality(
         ASYNC_SESSION_DROP: Reaction.AWAIT_CLOSE,
         ASYNC_NEGOTIATION_REQUEST: Reaction.LOGOUT,
     },
+    isid_prefix=bytes.fromhex("00023d"),
     login_timeout_s=5.0,
     login_retries=4,
     nop_interval_s=15.0,
@@ -222,6 +264,7 @@ WINDOWS: Final = Personality(
         ASYNC_SESSION_DROP: Reaction.AWAIT_CLOSE,
         ASYNC_NEGOTIATION_REQUEST: Reaction.RENEGOTIATE,
     },
+    isid_prefix=bytes.fromhex("40000137"),  # enterprise number 311
     login_retries=5,
     login_retry_s=1.0,
     nop_interval_s=60.0,

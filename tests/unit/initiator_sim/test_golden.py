@@ -1,4 +1,4 @@
-"""The simulator's PDUs beside those that libiscsi and QEMU sent to another target.
+"""The simulator's PDUs beside those that open-iscsi, libiscsi and QEMU sent to another target.
 
 Both sides of this project share one set of PDU declarations: what somebody else's initiator says, byte for byte,
 guards against reading the standard wrongly on both sides at once.
@@ -6,14 +6,18 @@ guards against reading the standard wrongly on both sides at once.
 
 from __future__ import annotations
 
-from pathlib import Path
+import asyncio
+from pathlib import Path as File
 from typing import Any
 
 import pytest
 
 from initiator_sim.login import LoggedIn, Login, LoginRequest
+from initiator_sim.nexus import Nexus
 from initiator_sim.parameters import Parameters
-from initiator_sim.personalities import LIBISCSI
+from initiator_sim.path import Path
+from initiator_sim.personalities import LIBISCSI, OPEN_ISCSI, Personality
+from initiator_sim.reactor import Reactor
 from initiator_sim.session import Session
 from initiator_sim.task import Task
 from san_target.wire import opcodes, pdus
@@ -35,28 +39,55 @@ def fields_of(bhs: bytes) -> dict[str, Any]:
     return {key: value for key, value in pdus.parse(bhs).items() if not key.startswith("_")}
 
 
-@pytest.mark.parametrize("name", ["libiscsi_inquiry.txt", "qemu_img_info.txt"])
-def test_the_libiscsi_personality_logs_in_like_libiscsi(name: str) -> None:
-    theirs = first(recorded(name), opcodes.LOGIN_REQUEST)
+def login_of(personality: Personality, theirs: Recorded, iqn: str | None) -> bytes:
+    """The first PDU of a path that logs in as a recorded initiator did."""
     header, keys = fields_of(theirs.bhs), dict(decode_pairs(theirs.data))
-    request = LoginRequest(
-        keys["InitiatorName"],
-        bytes(header["isid"]),
-        keys["TargetName"],
-        LIBISCSI.keys,
-        security_first=False,
-        cmd_sn=header["cmd_sn"],
-    )
-    login = Login(request)
-    login.begin()
-    ours = login.outgoing[0]
-    assert dict(decode_pairs(ours[48 : 48 + fields_of(ours[:48])["data_segment_length"]])) == keys
-    # The tag and the meaningless ExpStatSN are each initiator's own choice.
-    own = ("initiator_task_tag", "exp_stat_sn", "data_segment_length")
+    nexus = Nexus("127.0.0.1:3260", iqn, keys["InitiatorName"], bytes(header["isid"]))
+
+    async def scenario() -> bytes:
+        request = Path(Reactor(), personality, nexus).login_request()
+        request.cmd_sn = header["cmd_sn"]
+        if request.alias:
+            request.alias = keys["InitiatorAlias"]
+        login = Login(request)
+        login.begin()
+        return b"".join(login.outgoing)
+
+    return asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("name", "personality"),
+    [
+        ("libiscsi_inquiry.txt", LIBISCSI),
+        ("libiscsi_discovery.txt", LIBISCSI),
+        ("qemu_img_info.txt", LIBISCSI),
+        ("open_iscsi_write_read.txt", OPEN_ISCSI),
+        ("open_iscsi_discovery.txt", OPEN_ISCSI),
+    ],
+)
+def test_a_personality_logs_in_like_its_model(name: str, personality: Personality) -> None:
+    theirs = first(recorded(name), opcodes.LOGIN_REQUEST)
+    keys = decode_pairs(theirs.data)
+    ours = login_of(personality, theirs, dict(keys).get("TargetName"))
     ours_header = fields_of(ours[:48])
+    assert list(decode_pairs(ours[48 : 48 + ours_header["data_segment_length"]])) == list(keys)
+    # The tag and the meaningless ExpStatSN are each initiator's own choice.
+    own = ("initiator_task_tag", "exp_stat_sn")
     assert {key: value for key, value in ours_header.items() if key not in own} == {
-        key: value for key, value in header.items() if key not in own
+        key: value for key, value in fields_of(theirs.bhs).items() if key not in own
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "personality"), [("libiscsi_inquiry.txt", LIBISCSI), ("open_iscsi_write_read.txt", OPEN_ISCSI)]
+)
+def test_an_isid_has_the_format_of_its_model(name: str, personality: Personality) -> None:
+    theirs = bytes(fields_of(first(recorded(name), opcodes.LOGIN_REQUEST).bhs)["isid"])
+    ours = personality.isid(lambda count: bytes(range(count)))
+    assert len(ours) == len(theirs)
+    assert ours.startswith(personality.isid_prefix)
+    assert theirs.startswith(personality.isid_prefix)
 
 
 def test_a_recorded_login_logs_our_session_in() -> None:
@@ -86,7 +117,7 @@ def commands(conversation: list[Recorded]) -> list[Recorded]:
 
 
 @pytest.mark.parametrize("path", conversations(), ids=lambda path: path.stem)
-def test_a_command_has_the_same_bytes(path: Path) -> None:
+def test_a_command_has_the_same_bytes(path: File) -> None:
     """Every recorded command, sent again by our session: the same 48 bytes, and the same immediate data."""
     for theirs in commands(list(read(path))):
         header = pdus.parse(theirs.bhs)
@@ -125,7 +156,7 @@ def test_a_command_has_the_same_bytes(path: Path) -> None:
 @pytest.mark.parametrize(
     "path", [path for path in conversations() if "chap" not in path.stem], ids=lambda path: path.stem
 )
-def test_recorded_answers_are_accepted(path: Path) -> None:
+def test_recorded_answers_are_accepted(path: File) -> None:
     """tgt's answers to libiscsi, given to our session with the same commands under way: no complaint, all end."""
     conversation = list(read(path))
     done: list[Task] = []

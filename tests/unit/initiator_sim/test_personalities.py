@@ -146,6 +146,8 @@ def test_linux_tries_again_after_busy_for_ever() -> None:
 
 FACTS: dict[str, Callable[[Personality], str]] = {
     "status 0x0102": lambda one: "obeyed" if one.follows_permanent else "an error",
+    "ISID begins with": lambda one: one.isid_prefix.hex(" "),
+    "begins with authentication": lambda one: "always" if one.security_first else "only with CHAP",
     "new ISID at each login": lambda one: "yes" if one.new_isid_each_login else "no",
     "CHAP algorithms": lambda one: ", ".join(map(str, one.chap_algorithms)),
     "HeaderDigest, DataDigest": lambda one: f"{dict(one.keys)['HeaderDigest']}; {dict(one.keys)['DataDigest']}",

@@ -71,7 +71,7 @@ def test_both_codecs_read_the_same_fields(path: Path) -> None:
         if slow.opcode == opcodes.SCSI_COMMAND:
             assert fast.tail == slow.cdb
             assert fast.word20 == slow.expected_data_transfer_length
-            assert lun_to_int(fast.lun.to_bytes(8, "big")) == lun_to_int(slow.lun) == 1
+            assert lun_to_int(fast.lun.to_bytes(8, "big")) == lun_to_int(slow.lun) in (0, 1)
         if slow.opcode == opcodes.DATA_OUT:
             assert hot.DATA_OUT_TAIL.unpack(fast.tail) == (slow.data_sn, slow.buffer_offset)
             assert fast.word20 == slow.target_transfer_tag
@@ -154,7 +154,7 @@ def test_some_conversation_has_digests() -> None:
 @pytest.mark.parametrize("from_initiator", [True, False])
 def test_the_framer_cuts_the_stream_where_the_others_did(path: Path, from_initiator: bool) -> None:
     framer = Framer(1 << 18)
-    shared = memoryview(bytearray(1 << 16))
+    shared = memoryview(bytearray(1 << 17))
     # One file may hold several connections, each of which starts without digests.
     for pdu in (pdu for pdu in read(path) if pdu.from_initiator == from_initiator):
         framer.header_digest = pdu.header_digest
