@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from san_target.group.portal_addresses import WILDCARDS, own_portals, split_address
+from san_target.server.portal import LOG_LINES_PER_S, LogBudget
 from san_target.session.reinstatements import Reinstatements
 from san_target.session.target import Access, Target
 
@@ -86,6 +87,7 @@ class TargetDirectory:
         self.group: PortalGroup | None = None
         self.succession: Predecessors | None = None
         self.reinstatements = Reinstatements()
+        self._log_budget = LogBudget(LOG_LINES_PER_S)
         self._discovery = discovery
         self._tsih_in_use = tsih_in_use
         self._handed_out = 0
@@ -138,7 +140,7 @@ class TargetDirectory:
         if old.target is None:
             return
         quarrel = self.reinstatements.note(old.target.iqn, old.initiator_name, old.isid, old.address, by_address, now_s)
-        if quarrel is not None:
+        if quarrel is not None and self._log_budget.grants(now_s):
             log.warning("two machines use one initiator port", target=quarrel.target, reason=str(quarrel))
 
     def discovery_access(self) -> Access:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from san_target.admin import service as values
 from san_target.group.errors import NotFound
 from san_target.peer.messages import PortalInfo
-from san_target.server.group_sessions import Entry
+from san_target.server.group_sessions import PROBLEMS_MAX, Entry
 
 if TYPE_CHECKING:
     from san_target.server.member import Member
@@ -45,9 +45,9 @@ class LocalSessions:
             yield Entry(session.tsih, partial(self.show, session))
 
     def problems(self) -> dict[str, list[str]]:
-        """Initiator ports that several machines use, by volume."""
+        """Initiator ports that several machines use, by volume; the latest, if they are many."""
         member, found = self._member, dict[str, list[str]]()
-        for quarrel in member.directory.reinstatements.quarrels(member.environment.now_s()):
+        for quarrel in member.directory.reinstatements.quarrels(member.environment.now_s())[-PROBLEMS_MAX:]:
             target = member.directory.find(quarrel.target)
             if target is not None:
                 found.setdefault(target.alias, []).append(str(quarrel))

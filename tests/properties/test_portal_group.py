@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from san_target.group.portal_group import TICKET_S, Candidate, Login, Tickets, decide
+from san_target.group.portal_group import UNUSED_S, Candidate, Login, Tickets, decide
 
 NAMES = ("m1", "m2", "m3", "m4")
-HOPS_MAX = 50
 POLICIES = st.sampled_from(["round-robin", "least-loaded", "adaptive", "none", "unknown"])
 
 
@@ -44,6 +43,15 @@ def candidates(name: str) -> st.SearchStrategy[Candidate]:
 VIEWS = st.builds(
     View, POLICIES, st.integers(0, 9), st.booleans(), st.integers(0, 20), st.tuples(*map(candidates, NAMES))
 )
+# Members that send everybody away whenever they can.
+EAGER_VIEWS = st.builds(
+    View,
+    st.just("round-robin"),
+    st.just(0),
+    st.booleans(),
+    st.integers(1, 3),
+    st.just(tuple(Candidate(name, name) for name in NAMES)),
+)
 ANSWERS = st.builds(Answers, st.lists(st.sampled_from(["yes", "yes", "no", "lost"]), min_size=1, max_size=8))
 ISID = bytes(6)
 
@@ -74,7 +82,7 @@ def login_of(number: int) -> Login:
     return Login("iqn.2026-01.x:disk", "iqn.2026-01.x:host", number.to_bytes(6, "big"))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(VIEWS, min_size=1, max_size=12), ANSWERS, st.lists(st.sampled_from(NAMES), min_size=1), st.booleans())
 def test_a_login_is_redirected_once_at_most(
     views: list[View], answers: Answers, starts: list[str], changes_isid: bool
@@ -94,25 +102,23 @@ def test_a_login_is_redirected_once_at_most(
             assert hops <= 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
-    st.lists(VIEWS, min_size=1, max_size=12),
+    st.lists(EAGER_VIEWS, min_size=1, max_size=6),
     ANSWERS,
-    st.lists(st.sampled_from(NAMES), min_size=1, max_size=8),
+    st.lists(st.sampled_from(NAMES), min_size=1, max_size=4),
     st.booleans(),
-    st.floats(0, TICKET_S),
+    st.floats(0, UNUSED_S / 10),
 )
 def test_an_initiator_that_never_gets_where_it_is_sent_is_served(
     views: list[View], answers: Answers, arrivals: list[str], changes_isid: bool, delay_s: float
 ) -> None:
-    """Behind a balancer that all portals are told as, or with a network that reaches only some of the members: it
-    arrives anywhere, and is sent to each other member once at most."""
+    """With a network that reaches only some of the members, or behind a balancer that all portals are told as: it
+    arrives anywhere, is sent to each member once at most, and then served. delay_s: until it is back."""
     group = Group(answers)
-    for attempt in range(HOPS_MAX):
+    for attempt in range(len(NAMES) + 1):
         login = login_of(attempt if changes_isid else 0)
         if group.ask(arrivals[attempt % len(arrivals)], login, views[attempt % len(views)]) is None:
             return
         group.now_s += delay_s
-        if changes_isid or delay_s * attempt < TICKET_S:
-            assert attempt < 2 * len(NAMES)
     raise AssertionError("sent around without end")
