@@ -193,8 +193,10 @@ class Bench:
         discovery: bool = False,
         authenticate: bool = True,
     ) -> RawSession:
-        """Log in as an initiator does, redirections included; `hops` tells the way. Raises LoginError, OSError, Gone,
-        Silence; Failed for a loop of redirections."""
+        """Log in as an initiator does, redirections included; `hops` tells the way.
+
+        Raises LoginError, Unreachable, Gone, Silence; Failed for a loop of redirections.
+        """
         setting = self.setting
         isid = isid or random_isid()
         address = portal or self.portal

@@ -59,13 +59,17 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a check. seen: what the target did, or why the check is not applicable; wanted: where it failed."""
+    """What came of a check. seen: what the target did, or why the check is not applicable; wanted: where it failed.
+
+    reached: False where there was no connection to the target.
+    """
 
     check: Check
     verdict: Verdict
     seen: str = ""
     wanted: str = ""
     seconds: float = 0.0
+    reached: bool = True
 
     def as_json(self) -> dict[str, object]:
         return {

@@ -8,22 +8,29 @@ from typing import Any, Final
 from initiator_sim import cdb as cdbs
 from initiator_sim.conformance.bench import SCRATCH_BLOCKS, Bench, Setting
 from initiator_sim.conformance.check import Check, Failed, NotApplicable, Result, Verdict
-from initiator_sim.conformance.wire import Gone, Silence
+from initiator_sim.conformance.wire import Gone, Silence, Unreachable
 from initiator_sim.login import LoginError
 from initiator_sim.session import ProtocolError
 from initiator_sim.task import CHECK_CONDITION
 
 CLEANING_S: Final = 10.0
+MISSES_MAX: Final = 3
 _DATA_PROTECT: Final = 0x07
 
 
 async def run_checks(
     setting: Setting, checks: Iterable[Check], tell: Callable[[Result], None] | None = None
 ) -> list[Result]:
-    """The result of every check, in order; tell(result) is called as each is there."""
-    results = []
+    """The result of every check, in order; tell(result) is called as each is there.
+
+    Once the target is not there any more, what is left is not tried.
+    """
+    results: list[Result] = []
     for check in checks:
-        result = await run_check(setting, check)
+        if len(results) >= MISSES_MAX and not any(result.reached for result in results[-MISSES_MAX:]):
+            result = Result(check, Verdict.NOT_APPLICABLE, "the target is not there any more", reached=False)
+        else:
+            result = await run_check(setting, check)
         results.append(result)
         if tell is not None:
             tell(result)
@@ -36,6 +43,7 @@ async def run_check(setting: Setting, check: Check) -> Result:
     bench = Bench(setting)
     verdict, seen, wanted = Verdict.PASSED, "", ""
     saved = b""
+    reached = True
     try:
         async with asyncio.timeout(check.limit_s):
             if check.writes:
@@ -45,13 +53,16 @@ async def run_check(setting: Setting, check: Check) -> Result:
         verdict, seen = Verdict.NOT_APPLICABLE, str(reason)
     except Failed as failure:
         verdict, seen, wanted = Verdict.FAILED, failure.seen, failure.wanted or check.title
+    except Unreachable as error:
+        reached = False
+        verdict, seen, wanted = Verdict.FAILED, f"no connection: {error}", check.title
     except TimeoutError:
         verdict, seen, wanted = Verdict.FAILED, f"no end after {check.limit_s:g} s", check.title
     trouble = await _clean_up(bench, saved)
     if trouble and verdict is Verdict.PASSED:
         verdict, wanted = Verdict.FAILED, "a target that serves after the check as before"
     seen = "; ".join(filter(None, (seen, trouble)))
-    return Result(check, verdict, seen, wanted, time.monotonic() - began)
+    return Result(check, verdict, seen, wanted, time.monotonic() - began, reached)
 
 
 async def _judged(check: Check, bench: Bench) -> str | None:
@@ -64,10 +75,8 @@ async def _judged(check: Check, bench: Bench) -> str | None:
         raise Failed(f"no answer: {error}") from None
     except (LoginError, ProtocolError) as error:
         raise Failed(str(error)) from None
-    except OSError as error:
-        if isinstance(error, TimeoutError):
-            raise
-        raise Failed(f"no connection: {error.strerror or error}") from None
+    except (ValueError, LookupError) as error:
+        raise Failed(f"what the target said cannot be read: {error}") from None
 
 
 async def _save(bench: Bench) -> bytes:
@@ -78,7 +87,7 @@ async def _save(bench: Bench) -> bytes:
         session = await bench.ready()
         saved = await bench.read(session, bench.scratch_lba, SCRATCH_BLOCKS)
         outcome = await session.command(cdbs.write16(bench.scratch_lba, SCRATCH_BLOCKS), data=saved)
-    except (LoginError, ProtocolError, Gone, Silence, OSError) as error:
+    except (LoginError, ProtocolError, Gone, Silence) as error:
         raise Failed(f"the scratch blocks cannot be saved: {error}", "a disk that can be read") from None
     finally:
         bench.close()
@@ -97,7 +106,16 @@ async def _clean_up(bench: Bench, saved: bytes) -> str:
         try:
             async with asyncio.timeout(CLEANING_S):
                 await work()
-        except (Failed, NotApplicable, LoginError, ProtocolError, Gone, Silence, OSError) as error:
+        except (
+            Failed,
+            NotApplicable,
+            LoginError,
+            ProtocolError,
+            Gone,
+            Silence,
+            Unreachable,
+            TimeoutError,
+        ) as error:
             troubles.append(f"cleaning up failed: {error or 'no answer'}")
         bench.close()
     return "; ".join(troubles)

@@ -13,7 +13,7 @@ from initiator_sim.conformance.check import Check, NotApplicable, expect
 from initiator_sim.conformance.hooks import Victim
 from initiator_sim.conformance.raw_session import NO_TAG, RawSession
 from initiator_sim.conformance.reinstatement import expect_unit
-from initiator_sim.conformance.wire import Gone, Silence, named
+from initiator_sim.conformance.wire import Gone, Silence, Unreachable, named
 from initiator_sim.login import LoginError
 from initiator_sim.sense import Sense
 from initiator_sim.task import CHECK_CONDITION
@@ -67,7 +67,7 @@ async def _comes_back(bench: Bench, session: RawSession, wait_s: float = 0.0) ->
         try:
             again = await bench.ready(isid=session.isid)
             break
-        except (LoginError, OSError, Gone) as error:
+        except (LoginError, Unreachable, Gone) as error:
             final = isinstance(error, LoginError) and error.final
             expect(not final and time.monotonic() < give_up_s, f"no way back: {error}", "a login, then the disk")
         await asyncio.sleep(RETRY_S)

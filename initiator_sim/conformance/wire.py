@@ -20,6 +20,10 @@ class Gone(Exception):
     """The target closed the connection."""
 
 
+class Unreachable(Exception):
+    """No connection could be made."""
+
+
 class Silence(Exception):
     """Nothing came in time."""
 
@@ -48,10 +52,15 @@ class Wire:
 
     @classmethod
     async def open(cls, address: str, patience_s: float = ANSWER_S) -> "Wire":
-        """Raises OSError (TimeoutError among them)."""
+        """Raises Unreachable."""
         host, port = split_address(address)
-        async with asyncio.timeout(patience_s):
-            reader, writer = await asyncio.open_connection(host, port)
+        try:
+            async with asyncio.timeout(patience_s):
+                reader, writer = await asyncio.open_connection(host, port)
+        except TimeoutError:
+            raise Unreachable(f"{address}: no answer within {patience_s:g} s") from None
+        except OSError as error:
+            raise Unreachable(f"{address}: {error.strerror or error}") from None
         return cls(address, reader, writer, patience_s)
 
     def encode(self, pdu: Any) -> bytes:

@@ -10,6 +10,8 @@ import pytest
 from tests.conformance.protocol import by_name, document, names, on_member, on_tgt, reason
 from tests.conformance.report import written
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
 Ran = tuple[int, dict[str, Any]]
 
 # One member has nobody to redirect to, and ends a session with event 3 at once.

@@ -95,10 +95,26 @@ def test_a_target_that_is_not_ready_fails() -> None:
     assert "service unavailable" in result.seen
 
 
+def test_a_redirection_to_nowhere_is_a_failure_and_no_crash() -> None:
+    def mislead(target: FakeTarget) -> None:
+        target.redirect = "no portal at all:x"
+
+    result = outcome_of(passes, mislead)
+    assert result.verdict is Verdict.FAILED
+    assert "no portal at all" in result.seen
+
+
 def test_nobody_listens() -> None:
     result = asyncio.run(run_check(fake_setting(f"127.0.0.1:{free_port()}"), a_check(passes)))
     assert result.verdict is Verdict.FAILED
-    assert result.seen.startswith("no connection: ")
+    assert result.seen.startswith("no connection: 127.0.0.1:")
+
+
+def test_a_target_that_is_gone_is_not_tried_for_ever() -> None:
+    checks = [a_check(passes)] * 6
+    results = asyncio.run(run_checks(fake_setting(f"127.0.0.1:{free_port()}"), checks))
+    assert [result.verdict for result in results] == [Verdict.FAILED] * 3 + [Verdict.NOT_APPLICABLE] * 3
+    assert results[-1].seen == "the target is not there any more"
 
 
 def test_one_check_does_not_stop_the_next() -> None:
