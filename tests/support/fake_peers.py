@@ -20,6 +20,7 @@ class FakeMember:
     admin: str = "127.0.0.1:3280"
     alive: bool = True
     state: str = "active"
+    incarnation: int = 1
 
 
 @dataclass

@@ -73,7 +73,7 @@ class Group:
         self.owns = {"m1": FakeOwn("m1", m1), "m2": FakeOwn("m2", m2), "san-3": FakeOwn("san-3", san_3)}
         self.view = {name: FakeMember(name, (f"{name}.example:3260",)) for name in self.owns}
         for name, own in self.owns.items():
-            self.peers.handlers[name] = self.of(name).handlers()
+            self.peers.handlers[name] = dict(self.of(name).handlers())
             assert own.shown == 0
 
     def of(self, name: str) -> GroupSessions:

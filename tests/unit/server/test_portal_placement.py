@@ -46,7 +46,7 @@ class One:
             now_s,
         )
         self.directory.group = self.placement
-        group.peers.handlers[name] = self.placement.handlers()
+        group.peers.handlers[name] = dict(self.placement.handlers())
 
 
 class Group:
