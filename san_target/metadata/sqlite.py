@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from san_target.metadata import clock as machine_clock
 from san_target.metadata.changes import check_transaction
-from san_target.metadata.sqlite_database import SqliteDatabase
+from san_target.metadata.sqlite_database import STOPPED_HOLDER_S, SqliteDatabase
 from san_target.metadata.sqlite_reader import SqliteReader
 from san_target.metadata.store import (
     PAGE_ITEMS,
@@ -33,7 +33,7 @@ from san_target.metadata.store import (
 T = TypeVar("T")
 HISTORY_REVISIONS = 10_000
 POLL_S = 0.03
-BUSY_TIMEOUT_S = 5.0
+BUSY_TIMEOUT_S = STOPPED_HOLDER_S + 1.0
 
 
 class _Worker:
@@ -95,7 +95,8 @@ class SqliteStore:
 
     clock and boot_id: of leases; every process on the file must use the same. history_revisions: how many a watch can
     go back. poll_s: how soon changes of other processes are seen (own ones at once). busy_timeout_s: how long to wait
-    for another process's transaction before StoreUnavailable.
+    for another process's transaction before StoreUnavailable. stopped_holder_s: after so long a process that is stopped
+    in the midst of one is ended (sqlite_holder.py).
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class SqliteStore:
         history_revisions: int = HISTORY_REVISIONS,
         poll_s: float = POLL_S,
         busy_timeout_s: float = BUSY_TIMEOUT_S,
+        stopped_holder_s: float = STOPPED_HOLDER_S,
     ) -> None:
         self._database = SqliteDatabase(
             Path(path),
@@ -114,6 +116,7 @@ class SqliteStore:
             boot_id=machine_clock.boot_id() if boot_id is None else boot_id,
             history_revisions=history_revisions,
             busy_timeout_s=busy_timeout_s,
+            stopped_holder_s=stopped_holder_s,
         )
         self._poll_s = poll_s
         self._worker: _Worker | None = None

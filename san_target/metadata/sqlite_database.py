@@ -8,6 +8,7 @@ Invariants kept here:
   fill that, and then leases must still be renewed, and volumes deleted: it is the way out.
 """
 
+import errno
 import os
 import sqlite3
 import stat
@@ -18,6 +19,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from san_target.metadata.changes import batches, check_kept
+from san_target.metadata.sqlite_holder import StoppedHolder
 from san_target.metadata.store import (
     Compare,
     Delete,
@@ -37,6 +39,8 @@ SCHEMA_VERSION = 1
 COMPACT_EVERY = 64  # revisions between two trims of the history
 CHANGES_REVISIONS_MAX = 256  # revisions that one look at the history takes
 RESERVED_PAGES = 256
+LOOK_S = 0.2  # while waiting for the write lock: who holds it?
+STOPPED_HOLDER_S = 5.0  # well within a lease's time, so that no lease is lost by the wait
 CHECKPOINT_PAGES = 128  # in the log; half of the reserve, so that the log is used from its start again in time
 
 TABLES = """
@@ -93,12 +97,14 @@ class SqliteDatabase:
         boot_id: str,
         history_revisions: int,
         busy_timeout_s: float,
+        stopped_holder_s: float,
     ) -> None:
         self.path = path
         self._clock = clock
         self._boot_id = boot_id
         self._history_revisions = history_revisions
-        self._busy_timeout_ms = int(busy_timeout_s * 1000)
+        self._busy_timeout_s = busy_timeout_s
+        self._stopped_holder = StoppedHolder(path, stopped_holder_s)
         self._connection: sqlite3.Connection | None = None
 
     # ---- opening ----
@@ -111,7 +117,7 @@ class SqliteDatabase:
                 f"file:{quote(str(self.path))}?mode=rw",
                 uri=True,
                 isolation_level=None,
-                timeout=self._busy_timeout_ms / 1000,
+                timeout=self._busy_timeout_s,
             )
         except sqlite3.Error as error:
             raise translate(error, self.path) from error
@@ -131,31 +137,44 @@ class SqliteDatabase:
             raise
 
     def _create_file(self) -> None:
-        """The file exists and only its owner reads it (it holds secrets); SQLite gives -wal and -shm the same mode."""
+        """The file exists and only its owner reads it (it holds secrets); SQLite gives -wal and -shm the same mode.
+
+        One that exists is not opened here: closing it would give up the locks that this process has on it (POSIX).
+        """
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            information = self.path.stat()
+        except OSError:
+            self._create_new_file()
+            return
+        if not stat.S_ISREG(information.st_mode):
+            raise StoreError(f"the store {self.path} is no regular file; give another path")
+        if not os.access(self.path, os.R_OK | os.W_OK):
+            is_read_only = os.statvfs(self.path).f_flag & os.ST_RDONLY
+            raise self._not_writable(errno.EROFS if is_read_only else errno.EACCES)
+        if stat.S_IMODE(information.st_mode) & 0o077:
+            try:
+                self.path.chmod(0o600)
+            except OSError as error:
+                raise StoreError(f"the store {self.path} cannot be made private ({error.strerror})") from None
+
+    def _create_new_file(self) -> None:
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         except FileNotFoundError:
             raise StoreError(f"the directory {self.path.parent} of the store does not exist; create it") from None
         except OSError as error:
-            raise StoreError(
-                f"the store {self.path} cannot be opened for writing ({error.strerror}); check the path, "
-                "its permissions and that its file system is not read-only"
-            ) from None
-        try:
-            information = os.fstat(descriptor)
-            if not stat.S_ISREG(information.st_mode):
-                raise StoreError(f"the store {self.path} is no regular file; give another path")
-            if stat.S_IMODE(information.st_mode) & 0o077:
-                os.fchmod(descriptor, 0o600)
-        except OSError as error:
-            raise StoreError(f"the store {self.path} cannot be made private ({error.strerror})") from None
-        finally:
-            os.close(descriptor)
+            raise self._not_writable(error.errno) from None
         directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+    def _not_writable(self, number: int | None) -> StoreError:
+        return StoreError(
+            f"the store {self.path} cannot be opened for writing ({os.strerror(number or 0)}); check the path, "
+            "its permissions and that its file system is not read-only"
+        )
 
     def _check_owner(self, connection: sqlite3.Connection) -> None:
         """Before anything is written: a database of another program stays as it is."""
@@ -166,7 +185,7 @@ class SqliteDatabase:
 
     def _enter_wal(self, connection: sqlite3.Connection) -> None:
         """SQLite does not wait for other openers here, so this does; members often start together."""
-        deadline = time.monotonic() + self._busy_timeout_ms / 1000
+        deadline = time.monotonic() + self._busy_timeout_s
         while True:
             try:
                 mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
@@ -184,7 +203,7 @@ class SqliteDatabase:
 
     def _check_schema(self, connection: sqlite3.Connection) -> None:
         """BEGIN IMMEDIATE also proves that the file can be written: SQLite opens a read-only file without a word."""
-        connection.execute("BEGIN IMMEDIATE")
+        self._begin(connection)
         try:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
@@ -197,16 +216,17 @@ class SqliteDatabase:
                     f"the store {self.path} has schema version {version}, this program knows {SCHEMA_VERSION}; "
                     "use the version of san-target that wrote it, or a newer one"
                 )
-            faults = [row[0] for row in connection.execute("PRAGMA quick_check(1)")]
-            if faults != ["ok"]:
-                raise StoreError(
-                    f"the store {self.path} is damaged ({faults[0]}); stop its members and restore it from a backup"
-                )
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
+        # Reads the whole file, so without the lock: others have leases to renew meanwhile.
+        faults = [row[0] for row in connection.execute("PRAGMA quick_check(1)")]
+        if faults != ["ok"]:
+            raise StoreError(
+                f"the store {self.path} is damaged ({faults[0]}); stop its members and restore it from a backup"
+            )
 
     def _keep_reserve(self, connection: sqlite3.Connection) -> None:
         """Have RESERVED_PAGES of disk space in the log, and as many free pages in the file, as far as the disk lets us.
@@ -222,7 +242,7 @@ class SqliteDatabase:
         if free_pages >= RESERVED_PAGES // 2 and log_bytes >= RESERVED_PAGES * page_bytes:
             return
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            self._begin(connection, wait=False)  # whoever has the lock now, this is not worth waiting for
             connection.execute("DROP TABLE IF EXISTS reserve")  # of a process that was killed
             connection.execute("CREATE TABLE reserve (bytes BLOB)")
             connection.execute("INSERT INTO reserve VALUES (zeroblob(?))", (RESERVED_PAGES * page_bytes,))
@@ -249,12 +269,29 @@ class SqliteDatabase:
             raise StoreError(f"the store {self.path} is not open")
         return self._connection
 
+    def _begin(self, connection: sqlite3.Connection, wait: bool = True) -> None:
+        """Take the write lock. sqlite3.OperationalError (busy): another process has kept it for too long."""
+        deadline = time.monotonic() + (self._busy_timeout_s if wait else 0)
+        try:
+            while True:
+                left_s = max(0.0, deadline - time.monotonic())
+                connection.execute(f"PRAGMA busy_timeout = {int(min(left_s, LOOK_S) * 1000)}")
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                    return
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                        raise
+                self._stopped_holder.look()
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {int(self._busy_timeout_s * 1000)}")
+
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
+    def _writing(self, wait: bool = True) -> Iterator[sqlite3.Connection]:
         """A write transaction; ended leases are reaped first, and stay reaped whatever the caller finds then."""
         connection = self._opened()
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            self._begin(connection, wait)
             try:
                 self._reap(connection)
                 yield connection
@@ -433,11 +470,8 @@ class SqliteDatabase:
         """For readers: reap now if the write lock is free, else leave it to whoever holds it or looks next."""
         if not self._due(connection):
             return
-        connection.execute("PRAGMA busy_timeout = 0")
         try:
-            with self._writing():
+            with self._writing(wait=False):
                 pass
         except StoreUnavailable:
             pass
-        finally:
-            connection.execute(f"PRAGMA busy_timeout = {self._busy_timeout_ms}")
