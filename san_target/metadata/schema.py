@@ -25,14 +25,36 @@ class GroupRecord(Record, kw_only=True, frozen=True):
     portal_policy: str = "none"
 
 
+class GroupSecretRecord(Record, kw_only=True, frozen=True):
+    """`group-secret`: what members prove to each other that they belong to the group with. Whoever reads the store has
+    it."""
+
+    secret: bytes
+
+
 class MemberRecord(Record, kw_only=True, frozen=True):
-    """`members/<name>`: addresses as told to others, "host:port"."""
+    """`members/<name>`: addresses as told to others, "host:port".
+
+    state: what the operator wants of it, kept over restarts: active | draining | removing | removed. A record in the
+    last state stays, so that a removed member that starts again is recognised. serving: this incarnation accepts
+    logins. pool_id: of the pool of its last incarnation. capacity_bytes, free_bytes: of that pool, told now and then.
+    program: its version, for people. protocol_min, protocol_max: the versions of the peer protocol that it speaks; the
+    records that it writes have its schema version in `version`.
+    """
 
     name: str
     incarnation: int
     portals: tuple[str, ...]
     admin: str
     peer: str = ""
+    state: str = "active"
+    serving: bool = False
+    pool_id: str = ""
+    capacity_bytes: int = 0
+    free_bytes: int = 0
+    program: str = ""
+    protocol_min: int = 1
+    protocol_max: int = 1
 
 
 class LeaseRecord(Record, kw_only=True, frozen=True):
@@ -54,8 +76,14 @@ class VolumeRecord(Record, kw_only=True, frozen=True):
     """`volumes/<id>`. id: 32 hex digits, also the source of NAA and serial number. state: creating | ready | deleting.
 
     "creating" says that no member has served it yet, so that missing blocks are not lost ones; "deleting" is the
-    tombstone by which members drop its data. shrinking: the data beyond `size_bytes` is still to be destroyed; until
-    that is done the volume does not grow, or old data would come back.
+    tombstone by which members drop its data.
+
+    unconfirmed: the members that have not carried out the volume's creation, growth or shrink yet; each takes itself
+    out when it has, durably. Only a member named here makes blocks: at any other, missing ones are lost.
+    growing_from_bytes (0 = not growing): the blocks beyond are being made, and shown to nobody before all are there.
+    shrinking: the data beyond `size_bytes` is still to be destroyed; until that is done the volume does not grow, or
+    old data would come back. failure: why a member cannot carry it out, for the operator.
+    members: where the operator wants it, now and when it grows (empty: anywhere); who holds what is in its map.
     """
 
     id: str
@@ -76,10 +104,16 @@ class VolumeRecord(Record, kw_only=True, frozen=True):
     epoch: int = 0
     state: str = "ready"
     shrinking: bool = False
+    growing_from_bytes: int = 0
+    unconfirmed: tuple[str, ...] = ()
+    failure: str = ""
 
 
 class PlacementRecord(Record, kw_only=True, frozen=True):
-    """`maps/<volume>/<start LBA as 16 hex digits>`: who holds [start, end_lba). ARCHITECTURE section 2, "placement"."""
+    """`maps/<volume>/<start LBA as 16 hex digits>`: who holds [start, end_lba). ARCHITECTURE section 2, "placement".
+
+    owner "": nobody any more. The blocks are lost with a member that was given up.
+    """
 
     end_lba: int
     owner: str
@@ -96,14 +130,51 @@ class RegistrationRecord(msgspec.Struct, frozen=True):
     key: int
 
 
+class AttentionRecord(msgspec.Struct, frozen=True):
+    """A unit attention that an I_T nexus is owed."""
+
+    initiator_port: str
+    target_port: str
+    asc: int
+    ascq: int
+
+
+class UnitEventRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What made the present state of a unit, for the members that carry it out by their watch.
+
+    number counts the events of the unit. attentions: owed to these nexuses; everyone: the (ASC, ASCQ) owed to all, but
+    to except_port (initiator port, target port). preempted: ports whose commands have to end; abort: by being aborted.
+    reset: the unit was reset; clear: all commands end; drop: all sessions end.
+    """
+
+    number: int = 0
+    attentions: tuple[AttentionRecord, ...] = ()
+    everyone: tuple[int, int] | None = None
+    except_port: tuple[str, str] | None = None
+    preempted: tuple[tuple[str, str], ...] = ()
+    abort: bool = False
+    reset: bool = False
+    clear: bool = False
+    drop: bool = False
+
+
 class ReservationsRecord(Record, kw_only=True, frozen=True):
-    """`reservations/<volume>`: persistent reservations. holder indexes `registrations`; -1 = no reservation."""
+    """`reservations/<volume>`: what a unit's state is at all members, always the whole of it.
+
+    Persistent reservations: holder indexes `registrations`; -1 = no reservation. reserved_by: the (initiator port,
+    target port) that RESERVE(6) is held by, reserved_at: "member/incarnation" where its session is. mode: the mode
+    parameters (WCE, D_SENSE, SWP), where a host has changed them. last: what made this state.
+    """
 
     generation: int
     registrations: tuple[RegistrationRecord, ...] = ()
     holder: int = -1
     type: int = 0
     aptpl: bool = False
+    reserved_by: tuple[str, str] | None = None
+    reserved_at: str = ""
+    mode: tuple[bool, bool, bool] | None = None
+    last: UnitEventRecord | None = None
 
 
 R = TypeVar("R", bound=Record)
@@ -130,6 +201,7 @@ def decode(kind: type[R], value: bytes, key: str) -> R:
 
 
 GROUP_KEY = "group"
+GROUP_SECRET_KEY = "group-secret"
 
 
 def lease_key(name: str) -> str:

@@ -20,7 +20,6 @@ from san_target.scsi.command import BUSY, CHECK_CONDITION, GOOD, OUTCOME_GOOD, T
 from san_target.scsi.copy_descriptors import SEGMENT_BYTES_MAX, CopyRequest, Cscd, Segment, parse
 from san_target.scsi.copy_sense import DESTINATION, SOURCE, CopyAborted
 from san_target.scsi.operation import Access, Operation, Operations
-from san_target.scsi.reservations import port_of
 from san_target.scsi.sense import (
     COPY_ABORTED,
     LBA_OUT_OF_RANGE,
@@ -30,6 +29,7 @@ from san_target.scsi.sense import (
     Condition,
     invalid_field_in_parameter_list,
 )
+from san_target.scsi.shared_state import port_of
 from san_target.volume.device import VolumeError
 
 if TYPE_CHECKING:

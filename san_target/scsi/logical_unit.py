@@ -11,15 +11,20 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
+
+from san_target.metadata.schema import ReservationsRecord, UnitEventRecord
 from san_target.scsi import mode, sense
 from san_target.scsi.absent_unit import execute_without_unit as execute_without_unit
-from san_target.scsi.command import BUSY, OUTCOME_GOOD, RESERVATION_CONFLICT, TASK_ABORTED, Command, Outcome
+from san_target.scsi.command import BUSY, GOOD, OUTCOME_GOOD, RESERVATION_CONFLICT, TASK_ABORTED, Command, Outcome
 from san_target.scsi.copy import CopyManager
 from san_target.scsi.hot import decode_read_write
 from san_target.scsi.limits import Limits
-from san_target.scsi.operation import Operation, Operations
+from san_target.scsi.operation import Access, Operation, Operations
+from san_target.scsi.reservation_rules import Port
 from san_target.scsi.reservations import Reservations
 from san_target.scsi.sense import CheckCondition, Condition, invalid_field_in_cdb
+from san_target.scsi.shared_state import SharedState, event_of, names_of, port_of
 from san_target.scsi.table import operations_for
 from san_target.volume.device import MediumError, OutOfSpace, Unavailable, VolumeError, WriteProtected
 from san_target.volume.origin import ORIGIN, Origin, Overtaken
@@ -61,6 +66,8 @@ class LogicalUnit:
     operations   the commands this unit supports
     preventing   nexuses that prevent medium removal
     sanitizing   a SANITIZE under way or failed, else None; whoever sets it calls `refresh_all`
+    shared       the part of the state that all members have
+    drop_sessions  ends all sessions of this member (set by `session`)
     abort_tasks  awaited with preempted nexuses: ends their commands here (set by `session`; None = there are none)
     """
 
@@ -91,8 +98,10 @@ class LogicalUnit:
         self.ejected = False
         self.sanitizing: SanitizeProgress | None = None
         self.abort_tasks: Callable[[list[Nexus]], Awaitable[None]] | None = None
+        self.drop_sessions: Callable[[], None] | None = None
         self._known_ports: OrderedDict[tuple[str, str], None] = OrderedDict()
         self.reservations = Reservations(self)
+        self.shared = SharedState(self)
         self.copies = CopyManager()
 
     # --- sessions -----------------------------------------------------------------------------------------------------
@@ -168,7 +177,12 @@ class LogicalUnit:
         """Recompute what the hot path asks of this nexus."""
         parameters = self.parameters
         ready = not (
-            nexus.fenced or nexus.attentions or self.stopped or self.ejected or self.sanitizing is not None
+            (self.reservations.bind_to_lease and not self.services.may_serve())
+            or nexus.fenced
+            or nexus.attentions
+            or self.stopped
+            or self.ejected
+            or self.sanitizing is not None
         ) and (nexus in self.nexuses)
         nexus.d_sense = parameters.descriptor_sense
         nexus.may_read = ready and self.reservations.may_read(nexus)
@@ -183,9 +197,54 @@ class LogicalUnit:
         for nexus in self.nexuses:
             self.refresh(nexus)
 
-    def reset(self, asc_ascq: tuple[int, int] = (0x29, 0x03), by: "Nexus | None" = None) -> None:
-        """Logical unit reset: every nexus owes a unit attention, also the one that asked for it (SAM-5 6.3.3)."""
-        self.reservations.reset()
+    async def reset_everywhere(self, asc_ascq: tuple[int, int] = (0x29, 0x03), drop: bool = False) -> bool:
+        """Logical unit reset, at all members; drop: all sessions end, too. False: it may not have reached all."""
+
+        def reset(record: ReservationsRecord) -> ReservationsRecord:
+            event = event_of(record, UnitEventRecord(everyone=asc_ascq, reset=True, clear=True, drop=drop))
+            # RESERVE(6) ends; persistent reservations do not (SPC-4 5.13.1).
+            return msgspec.structs.replace(record, reserved_by=None, reserved_at="", mode=None, last=event)
+
+        if (await self.shared.change(reset)).status == GOOD:
+            return True
+        # The store is away. A host that resets is in trouble already, so it is not made to wait for that; where there
+        # are other members that may not have heard of it, it is told that the function failed.
+        self.reset(asc_ascq)
+        return self.services.is_alone()
+
+    async def clear_everywhere(self, by: "Nexus") -> bool:
+        """CLEAR TASK SET at all other members; False: it may not have reached all."""
+
+        def cleared(record: ReservationsRecord) -> ReservationsRecord:
+            event = UnitEventRecord(
+                everyone=(sense.COMMANDS_CLEARED.asc, sense.COMMANDS_CLEARED.ascq),
+                except_port=names_of(port_of(by)),
+                clear=True,
+            )
+            return msgspec.structs.replace(record, last=event_of(record, event))
+
+        return self.services.is_alone() or (await self.shared.change(cleared)).status == GOOD
+
+    def adopt(self, record: ReservationsRecord) -> None:
+        """A state of the volume is in force from now on. ValueError: it makes no sense."""
+        self.reservations.adopt(record)
+        if record.mode != self.shared.record.mode:
+            self.parameters = (
+                mode.defaults(self.write_through) if record.mode is None else mode.ModeParameters(*record.mode)
+            )
+
+    async def end_commands(self, event: UnitEventRecord) -> None:
+        """What has to end here because of an event has ended."""
+        if event.clear and self.abort_tasks is not None:
+            await self.abort_tasks(list(self.nexuses))
+        elif event.preempted:
+            await self.reservations.end_commands((Port(*port) for port in event.preempted), event.abort)
+        if event.drop and self.drop_sessions is not None:
+            self.drop_sessions()
+
+    def reset(self, asc_ascq: tuple[int, int] = (0x29, 0x03)) -> None:
+        """What a logical unit reset does here: every nexus owes a unit attention, also the one that asked for it (SAM-5
+        6.3.3)."""
         self.copies.reset()
         self.preventing.clear()
         self.parameters = mode.defaults(self.write_through)
@@ -248,7 +307,7 @@ class LogicalUnit:
         lba, blocks, writes, force_unit_access = decoded
         if force_unit_access or not blocks or lba + blocks > self.device.blocks:
             return False
-        epoch = self.reservations.epoch
+        epoch = self.shared.epoch
         if not writes:
             return command.nexus.may_read and self.device.start_read(lba, blocks, command.heard_s, epoch, done)
         data = memoryview(command.data_out)
@@ -286,7 +345,7 @@ class LogicalUnit:
 
         async def judge_again(epoch: int) -> int:
             deadline_s = self.services.now() + EPOCH_PATIENCE_S
-            while self.reservations.epoch < epoch:
+            while self.shared.epoch < epoch:
                 if self.services.now() > deadline_s:
                     raise Overtaken(f"the state of epoch {epoch} has not arrived here")
                 await self.services.sleep(EPOCH_POLL_S)
@@ -296,7 +355,7 @@ class LogicalUnit:
                 raise Overtaken("", error.outcome(command.nexus.d_sense)) from error
             if isinstance(refused, Outcome):
                 raise Overtaken("", refused)
-            return self.reservations.epoch
+            return self.shared.epoch
 
         async def hear_again() -> float:
             if command.hear_again is None:
@@ -308,7 +367,7 @@ class LogicalUnit:
 
         return Origin(
             self.identity.volume_id,
-            self.reservations.epoch,
+            self.shared.epoch,
             command.heard_s,
             judge_again,
             hear_again,
@@ -327,6 +386,9 @@ class LogicalUnit:
             raise CheckCondition(sense.INVALID_OPERATION_CODE)
         if nexus.attentions and not operation.with_attention:
             raise self._take_attention(nexus)
+        if self.reservations.bind_to_lease and operation.access is not Access.ALWAYS and not self.services.may_serve():
+            # Others may have let somebody else in meanwhile: this member does not know any more who may do what [17].
+            return Outcome(BUSY)
         access = operation.access if operation.access_of is None else operation.access_of(cdb)
         if self.reservations.conflict(nexus, access):
             return Outcome(RESERVATION_CONFLICT)

@@ -4,11 +4,14 @@ All nexuses share one set of parameters (mode page policy "shared"). Nothing is 
 """
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
+from san_target.metadata.schema import ReservationsRecord, UnitEventRecord
 from san_target.scsi import pages
-from san_target.scsi.command import OUTCOME_GOOD, Command, Outcome
+from san_target.scsi.command import GOOD, OUTCOME_GOOD, Command, Outcome
 from san_target.scsi.sense import (
     MODE_PARAMETERS_CHANGED,
     PARAMETER_LIST_LENGTH_ERROR,
@@ -17,6 +20,7 @@ from san_target.scsi.sense import (
     invalid_field_in_cdb,
     invalid_field_in_parameter_list,
 )
+from san_target.scsi.shared_state import event_of, names_of, port_of
 
 if TYPE_CHECKING:
     from san_target.scsi.logical_unit import LogicalUnit
@@ -173,6 +177,16 @@ def mode_select_data_out(cdb: bytes, block_size: int) -> int:
     return cdb[4] if cdb[0] == MODE_SELECT_6 else int.from_bytes(cdb[7:9], "big")
 
 
+def _with_parameters(
+    unit: "LogicalUnit", record: ReservationsRecord, parameters: ModeParameters, command: Command
+) -> ReservationsRecord:
+    """The parameters are the volume's: hosts that come through other members see them, too."""
+    owed = MODE_PARAMETERS_CHANGED.asc, MODE_PARAMETERS_CHANGED.ascq
+    event = UnitEventRecord(everyone=owed, except_port=names_of(port_of(command.nexus)))
+    changed = None if parameters == defaults(unit.write_through) else astuple(parameters)
+    return msgspec.structs.replace(record, mode=changed, last=event_of(record, event))
+
+
 async def mode_select(unit: "LogicalUnit", command: Command) -> Outcome:
     cdb = command.cdb
     if cdb[1] & 0x01:  # SP: nothing can be saved
@@ -188,8 +202,9 @@ async def mode_select(unit: "LogicalUnit", command: Command) -> Outcome:
     before = unit.parameters
     after = _parse(unit, data, short=cdb[0] == MODE_SELECT_6)
     if after != before:
-        unit.change_parameters(after)
-        unit.establish(MODE_PARAMETERS_CHANGED, other_than=command.nexus)
+        outcome = await unit.shared.change(lambda record: _with_parameters(unit, record, after, command), command)
+        if outcome.status != GOOD:
+            return outcome
     if before.write_cache_enabled and not after.write_cache_enabled:
         # SBC-4 6.5.6: from now on writes are durable; what the cache holds from before becomes so before GOOD
         await unit.device.flush(0, unit.device.blocks)

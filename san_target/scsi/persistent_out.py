@@ -7,13 +7,13 @@ from san_target.scsi import transport_id
 from san_target.scsi.inquiry import RELATIVE_TARGET_PORT_IDENTIFIER
 from san_target.scsi.operation import Access, Operation, Operations
 from san_target.scsi.reservation_rules import Port, Request, ServiceAction
-from san_target.scsi.reservations import port_of
 from san_target.scsi.sense import (
     PARAMETER_LIST_LENGTH_ERROR,
     CheckCondition,
     invalid_field_in_cdb,
     invalid_field_in_parameter_list,
 )
+from san_target.scsi.shared_state import port_of
 
 if TYPE_CHECKING:
     from san_target.scsi.command import Command, Outcome
@@ -137,14 +137,14 @@ def _require_no_third_party(cdb: bytes) -> None:
         raise invalid_field_in_cdb(1, 4)
 
 
-def _reserve_6(unit: "LogicalUnit", command: "Command") -> "Outcome":
+async def _reserve_6(unit: "LogicalUnit", command: "Command") -> "Outcome":
     _require_no_third_party(command.cdb)
-    return unit.reservations.reserve_6(command.nexus)
+    return await unit.reservations.reserve_6(command.nexus, command)
 
 
-def _release_6(unit: "LogicalUnit", command: "Command") -> "Outcome":
+async def _release_6(unit: "LogicalUnit", command: "Command") -> "Outcome":
     _require_no_third_party(command.cdb)
-    return unit.reservations.release_6(command.nexus)
+    return await unit.reservations.release_6(command.nexus, command)
 
 
 def _out(action: ServiceAction, type_mask: int) -> Operation:
@@ -172,14 +172,14 @@ RESERVE_6_OPERATIONS: Operations = {
     (RESERVE_6, None): Operation(
         "RESERVE (6)",
         bytes([RESERVE_6, 0x1F, 0, 0, 0, 0]),
-        now=_reserve_6,
+        later=_reserve_6,
         access=Access.RESERVE_6,
         while_stopped=True,
     ),
     (RELEASE_6, None): Operation(
         "RELEASE (6)",
         bytes([RELEASE_6, 0x1F, 0, 0, 0, 0]),
-        now=_release_6,
+        later=_release_6,
         access=Access.RESERVE_6,
         while_stopped=True,
     ),

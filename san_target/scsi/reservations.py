@@ -1,70 +1,74 @@
 """Who may use a logical unit: persistent reservations (SPC-4 5.13) and RESERVE(6)/RELEASE(6) (SPC-2 5.5).
 
-Invariants kept here:
-
-- durable before effect: a persistent reservation changes in memory, and is answered, only after its record is stored;
-- one change at a time, in the order the commands came: each is judged against the state its predecessor left;
-- after each change the nexuses' `may_read` / `may_write` flags are computed anew before anything else can run;
-- a PREEMPT is answered only after the commands of the preempted nexuses that had passed the old state have ended, so
-  that a preempted initiator writes nothing after the answer.
-
-In a group the state is the volume's, not the member's: every change goes to the store and raises `epoch`, requests
-between members carry the epoch they were judged at, and a change is answered when each live member confirmed the epoch
-or lost its lease. With one member the second half is empty; `changed` is the place where it will be awaited.
+Judged here, by the state in force; changed through `shared_state`, which makes a change durable, and known to every
+member, before it is answered. After each change the nexuses' `may_read` / `may_write` flags are computed anew before
+anything else can run.
 """
 
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from san_target.metadata.schema import RegistrationRecord, ReservationsRecord
+import msgspec
+
+from san_target.metadata.schema import RegistrationRecord, ReservationsRecord, UnitEventRecord
 from san_target.scsi import reservation_rules as rules
-from san_target.scsi.command import BUSY, OUTCOME_GOOD, RESERVATION_CONFLICT, TASK_ABORTED, Outcome
+from san_target.scsi.command import BUSY, RESERVATION_CONFLICT, Outcome
 from san_target.scsi.operation import Access
-from san_target.scsi.reservation_rules import SHARED_TYPES, Port, Request, ServiceAction, State, Transition, Type
-from san_target.volume.device import VolumeError
+from san_target.scsi.reservation_rules import SHARED_TYPES, Port, Request, ServiceAction, State, Type
+from san_target.scsi.shared_state import POLL_S, attention_record, event_of, names_of, port_of
 
 if TYPE_CHECKING:
     from san_target.scsi.command import Command
     from san_target.scsi.logical_unit import LogicalUnit
     from san_target.scsi.nexus import Nexus
 
-# How often a command that waits for its turn looks again. Changes are rare and a store commit takes milliseconds.
-TURN_POLL_S = 0.002
-
 # Commands that RESERVE(6) of another nexus lets pass: by their row, or judged by their own handler.
 _NEVER_JUDGED = frozenset({Access.ALWAYS, Access.RESERVE_6})
-
-
-def port_of(nexus: "Nexus") -> Port:
-    return Port(nexus.initiator_port, nexus.target_port)
+RELEASE_RETRY_S: Final = 1.0
+BINDING_S: Final = 60.0
 
 
 class Reservations:
     """The reservations of one logical unit.
 
-    reserved_by   the nexus that holds RESERVE(6), or None. It ends with the session or a reset (SPC-2 5.5.1)
-    epoch         counts changes that may take access away from somebody; see the module's text
+    reserved_by   the port that holds RESERVE(6), or None. It ends with the session or a reset (SPC-2 5.5.1)
     drain         awaited with the preempted nexuses of a PREEMPT: returns when none of their commands that were judged
                   by the old state can still touch the medium. None = the session has no such commands
     """
 
-    __slots__ = ("_guest_writes", "_queue", "_state", "_unit", "drain", "epoch", "reserved_by")
+    __slots__ = ("_binding_until_s", "_guest_writes", "_state", "_unit", "drain", "reserved_by")
 
     def __init__(self, unit: "LogicalUnit") -> None:
         self._unit = unit
         self._state = State()
-        self._queue: deque[Command] = deque()
         self._guest_writes: list[Port] = []
-        self.reserved_by: Nexus | None = None
-        self.epoch = 0
+        self.reserved_by: Port | None = None
+        self._binding_until_s = float("-inf")
         self.drain: Callable[[list[Nexus]], Awaitable[None]] | None = None
 
     @property
     def state(self) -> State:
         return self._state
+
+    @property
+    def bind_to_lease(self) -> bool:
+        """Whether somebody may be kept out: then a member that others cannot reach must not go by what it knows."""
+        return (
+            bool(self._state.registrations)
+            or self.reserved_by is not None
+            or self._unit.services.now() < self._binding_until_s
+        )
+
+    def bind_for_a_while(self) -> None:
+        """Another member is about to keep somebody out; its change comes by the store, or it does not."""
+        self._binding_until_s = self._unit.services.now() + BINDING_S
+
+    def adopt(self, record: ReservationsRecord) -> None:
+        """ValueError for a record that makes no sense."""
+        self._state = state_of(record)
+        self.reserved_by = None if record.reserved_by is None else Port(*record.reserved_by)
 
     # --- judging ------------------------------------------------------------------------------------------------------
 
@@ -72,7 +76,7 @@ class Reservations:
         """Whether a command of this kind, from this nexus, ends with RESERVATION CONFLICT now."""
         if access in _NEVER_JUDGED:
             return False
-        if self.reserved_by is not None and self.reserved_by is not nexus:
+        if self.reserved_by is not None and self.reserved_by != port_of(nexus):
             return True
         if self._state.type is None:
             return False
@@ -86,7 +90,8 @@ class Reservations:
 
     def holds(self, nexus: "Nexus") -> bool:
         """Whether moving this session elsewhere would lose something: RESERVE(6) or a registration is this nexus's."""
-        return self.reserved_by is nexus or port_of(nexus) in self._state.registrations
+        port = port_of(nexus)
+        return self.reserved_by == port or port in self._state.registrations
 
     @contextmanager
     def guest_write(self, port: Port) -> Iterator[None]:
@@ -102,26 +107,39 @@ class Reservations:
 
     # --- RESERVE(6), RELEASE(6) ---------------------------------------------------------------------------------------
 
-    def reserve_6(self, nexus: "Nexus") -> Outcome:
+    async def reserve_6(self, nexus: "Nexus", command: "Command | None" = None) -> Outcome:
         """SPC-2 5.5.1, with the compatible handling of SPC-4 5.13.3 (CRH = 1 in REPORT CAPABILITIES)."""
-        if self._queue:
-            # A PERSISTENT RESERVE OUT is being made durable: whether the two kinds meet is not known yet.
-            return Outcome(BUSY)
-        if self._state.registrations:
-            return OUTCOME_GOOD if self._covered(nexus) else Outcome(RESERVATION_CONFLICT)
-        if self.reserved_by is not None and self.reserved_by is not nexus:
-            return Outcome(RESERVATION_CONFLICT)
-        if self.reserved_by is None:
-            self._set_reserved_by(nexus)
-        return OUTCOME_GOOD
 
-    def release_6(self, nexus: "Nexus") -> Outcome:
+        def reserved(record: ReservationsRecord) -> ReservationsRecord | Outcome:
+            if self._state.registrations:
+                return record if self._covered(nexus) else Outcome(RESERVATION_CONFLICT)
+            if self.reserved_by is not None:
+                return record if self.reserved_by == port_of(nexus) else Outcome(RESERVATION_CONFLICT)
+            return msgspec.structs.replace(
+                record,
+                reserved_by=names_of(port_of(nexus)),
+                reserved_at=self._unit.services.place(),
+                last=event_of(record, UnitEventRecord()),
+            )
+
+        return await self._unit.shared.change(reserved, command)
+
+    async def release_6(self, nexus: "Nexus", command: "Command | None" = None) -> Outcome:
         """A release by another nexus than the holder is GOOD and changes nothing (SPC-2 7.16)."""
-        if self._state.registrations and not self._covered(nexus):
-            return Outcome(RESERVATION_CONFLICT)
-        if self.reserved_by is nexus:
-            self._set_reserved_by(None)
-        return OUTCOME_GOOD
+
+        def released(record: ReservationsRecord) -> ReservationsRecord | Outcome:
+            if self._state.registrations and not self._covered(nexus):
+                return Outcome(RESERVATION_CONFLICT)
+            return self._released(record, port_of(nexus))
+
+        return await self._unit.shared.change(released, command)
+
+    @staticmethod
+    def _released(record: ReservationsRecord, port: Port) -> ReservationsRecord:
+        if record.reserved_by != names_of(port):
+            return record
+        event = event_of(record, UnitEventRecord())
+        return msgspec.structs.replace(record, reserved_by=None, reserved_at="", last=event)
 
     def _covered(self, nexus: "Nexus") -> bool:
         # SPC-4 5.13.3: then RESERVE(6) and RELEASE(6) are GOOD and change nothing.
@@ -130,107 +148,64 @@ class Reservations:
             return False
         return self._state.is_holder(port) or self._state.type in SHARED_TYPES
 
-    def _set_reserved_by(self, nexus: "Nexus | None") -> None:
-        self.reserved_by = nexus
-        self.epoch += 1
-        self._unit.refresh_all()
-
-    # --- life of nexuses and of the unit ------------------------------------------------------------------------------
+    # --- life of nexuses ----------------------------------------------------------------------------------------------
 
     def forget(self, nexus: "Nexus") -> None:
         """The nexus is gone: RESERVE(6) ends with it, registrations stay (SPC-4 5.13.5)."""
-        if self.reserved_by is nexus:
-            self._set_reserved_by(None)
+        if self.reserved_by == port_of(nexus):
+            self._unit.services.spawn(self.give_up(port_of(nexus)))
 
-    def reset(self) -> None:
-        """Logical unit or target reset: RESERVE(6) ends; persistent reservations do not (SPC-4 5.13.1)."""
-        if self.reserved_by is not None:
-            self._set_reserved_by(None)
-
-    def load(self, record: ReservationsRecord, power_lost: bool = True) -> None:
-        """Take over what the store holds, before the first command.
-
-        power_lost: nobody served the unit in between (the only member restarted, or all did). Then registrations
-        without APTPL are gone (SPC-4 5.13.6); another member of a running group passes False and keeps them.
-        PRGENERATION goes on counting, since other members may have answered with it.
-        """
-        if power_lost and not record.aptpl:
-            self._state = State(generation=record.generation)
-        else:
-            self._state = state_of(record)
-        self.epoch += 1
-        self._unit.refresh_all()
-
-    def record(self) -> ReservationsRecord:
-        return record_of(self._state)
+    async def give_up(self, port: Port) -> None:
+        """End a RESERVE(6) whose nexus is gone, however long the store is away."""
+        while (await self._unit.shared.change(lambda record: self._released(record, port))).status == BUSY:
+            await self._unit.services.sleep(RELEASE_RETRY_S)
 
     # --- PERSISTENT RESERVE OUT ---------------------------------------------------------------------------------------
 
     async def change(self, command: "Command", request: Request) -> Outcome:
         """Carry out one PERSISTENT RESERVE OUT. Raises CheckCondition; waits for its turn and for the store."""
-        self._queue.append(command)
-        try:
-            while self._queue[0] is not command:
-                await self._unit.services.sleep(TURN_POLL_S)
-            return await self._change_now(command, request)
-        finally:
-            self._queue.remove(command)
 
-    async def _change_now(self, command: "Command", request: Request) -> Outcome:
-        if command.aborted or command.nexus.fenced:
-            return Outcome(TASK_ABORTED)
-        if self.reserved_by is not None:
-            # SPC-2 5.5.1: the two kinds of reservation are not used together, not even by the same nexus.
-            return Outcome(RESERVATION_CONFLICT)
-        try:
-            transition = rules.apply(self._state, request)
-        except rules.Conflict:
-            return Outcome(RESERVATION_CONFLICT)
-        if transition.state != self._state:
+        def changed(record: ReservationsRecord) -> ReservationsRecord | Outcome:
+            if self.reserved_by is not None:
+                # SPC-2 5.5.1: the two kinds of reservation are not used together, not even by the same nexus.
+                return Outcome(RESERVATION_CONFLICT)
             try:
-                await self._unit.services.save_reservations(record_of(transition.state))
-            except VolumeError:
-                # Nothing changed here, and the initiator may simply try again: BUSY says so. HARDWARE ERROR would make
-                # hosts fail the disk for a store that is away for seconds. Whether the store took the record may be
-                # unknown; each record is the whole state, so the next change puts the store right.
-                return Outcome(BUSY)
-            self._effect(transition)
-        await self._settle(transition, request)
-        return OUTCOME_GOOD
+                transition = rules.apply(self._state, request)
+            except rules.Conflict:
+                return Outcome(RESERVATION_CONFLICT)
+            if transition.state == self._state:
+                return record
+            event = UnitEventRecord(
+                attentions=tuple(attention_record(*attention) for attention in transition.attentions),
+                preempted=tuple(names_of(port) for port in sorted(transition.preempted)),
+                abort=request.action is ServiceAction.PREEMPT_AND_ABORT,
+            )
+            return record_of(transition.state, msgspec.structs.replace(record, last=event_of(record, event)))
 
-    def _effect(self, transition: Transition) -> None:
-        self._state = transition.state
-        self.epoch += 1
-        nexuses = {port_of(nexus): nexus for nexus in self._unit.nexuses}
-        for port, condition in transition.attentions:
-            # A nexus without a session is owed nothing here: its next login begins with a unit attention anyway.
-            if port in nexuses:
-                self._unit.attention(nexuses[port], condition)
-        self._unit.refresh_all()
+        return await self._unit.shared.change(changed, command)
 
-    async def _settle(self, transition: Transition, request: Request) -> None:
-        """Wait until nothing that the old state allowed can still happen (SPC-4 5.13.11.5 for PREEMPT AND ABORT)."""
-        while any(port in transition.preempted for port in self._guest_writes):
-            await self._unit.services.sleep(TURN_POLL_S)
-        preempted = self._sessions_of(transition.preempted)
+    async def end_commands(self, ports: Iterable[Port], abort: bool) -> None:
+        """The commands of preempted nexuses that are here: aborted, or waited for."""
+        wanted = set(ports)
+        while any(port in wanted for port in self._guest_writes):
+            await self._unit.services.sleep(POLL_S)
+        preempted = [nexus for nexus in self._unit.nexuses if port_of(nexus) in wanted]
         if not preempted:
             return
-        if request.action is ServiceAction.PREEMPT_AND_ABORT and self._unit.abort_tasks is not None:
+        if abort and self._unit.abort_tasks is not None:
             await self._unit.abort_tasks(preempted)
         elif self.drain is not None:
             await self.drain(preempted)
 
-    def _sessions_of(self, ports: Iterable[Port]) -> "list[Nexus]":
-        wanted = set(ports)
-        return [nexus for nexus in self._unit.nexuses if port_of(nexus) in wanted]
 
-
-def record_of(state: State) -> ReservationsRecord:
+def record_of(state: State, base: ReservationsRecord | None = None) -> ReservationsRecord:
+    """The state in a record; what else there is comes from `base`."""
     registrations = tuple(
         RegistrationRecord(port.initiator, port.target, key) for port, key in state.registrations.items()
     )
     ports = list(state.registrations)
-    return ReservationsRecord(
+    return msgspec.structs.replace(
+        base or ReservationsRecord(generation=0),
         generation=state.generation,
         registrations=registrations,
         holder=-1 if state.holder is None else ports.index(state.holder),

@@ -1,41 +1,33 @@
-"""Persistent reservations in the store: one record for each volume, always its whole state."""
+"""The shared state of units in the store: one record for each volume, always its whole state."""
 
 from san_target.group.volumes import DELETING
-from san_target.metadata.schema import (
-    ReservationsRecord,
-    VolumeRecord,
-    decode,
-    encode,
-    reservations_key,
-    volume_key,
-)
+from san_target.metadata.schema import ReservationsRecord, VolumeRecord, decode, encode, reservations_key, volume_key
 from san_target.metadata.store import Compare, Put, Store, StoreError
+from san_target.scsi.shared_state import Outdated
 from san_target.volume.device import Unavailable
 
 ATTEMPTS = 3
 
 
-async def load_reservations(store: Store, volume_id: str) -> ReservationsRecord | None:
-    """None: nothing was ever stored. StoreError."""
-    key = reservations_key(volume_id)
-    item = await store.get(key)
-    return None if item is None else decode(ReservationsRecord, item.value, key)
+async def save_reservations(store: Store, volume_id: str, record: ReservationsRecord, epoch: int) -> int:
+    """Store a record that was made of the one of this epoch (0 = there was none); its own epoch, once it is durable.
 
-
-async def save_reservations(store: Store, volume_id: str, record: ReservationsRecord) -> None:
-    """Returns when the record is durable. Unavailable: it was not stored, or may not have been.
-
-    Bound to the volume's record, so that a volume that is being deleted leaves no reservations behind.
+    Bound to the volume's record, so that a volume that is being deleted leaves none behind. Outdated: there is another
+    one by now. Unavailable: it was not stored, or may not have been.
     """
-    key = volume_key(volume_id)
+    key, volume = reservations_key(volume_id), volume_key(volume_id)
     try:
         for _ in range(ATTEMPTS):
-            item = await store.get(key)
-            if item is None or decode(VolumeRecord, item.value, key).state == DELETING:
+            item = await store.get(volume)
+            if item is None or decode(VolumeRecord, item.value, volume).state == DELETING:
                 break
-            put = Put(reservations_key(volume_id), encode(record))
-            if (await store.transact([Compare(key, item.mod_revision)], [put])).succeeded:
-                return
+            compares = [Compare(volume, item.mod_revision), Compare(key, epoch)]
+            result = await store.transact(compares, [Put(key, encode(record))])
+            if result.succeeded:
+                return result.revision
+            present = await store.get(key)
+            if (0 if present is None else present.mod_revision) != epoch:
+                raise Outdated("the state of the unit was changed at the same time")
     except StoreError as error:
-        raise Unavailable(f"reservations cannot be stored: {error}") from error
-    raise Unavailable("reservations cannot be stored: the volume changes or is being deleted")
+        raise Unavailable(f"the state of the unit cannot be stored: {error}") from error
+    raise Unavailable("the state of the unit cannot be stored: the volume changes or is being deleted")

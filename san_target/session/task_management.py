@@ -4,7 +4,7 @@ A function is a row of `FUNCTIONS`: which tasks it takes away, and what it does 
 final: it is sent only when every task taken away has ended, so nothing of them can reach the medium afterwards.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from san_target.session.tasks import Task, TaskBarrier
@@ -48,11 +48,16 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """response is sent once `tasks` (of any session) have ended; `then` runs just before; `drop`: end all sessions."""
+    """response is sent once `tasks` (of any session) have ended; `then` runs just before.
+
+    everywhere: awaited after that, for what other members have to do; False: the function did not reach all of them.
+    drop: end all sessions here.
+    """
 
     response: int
     tasks: tuple[tuple["Connection", Task], ...] = ()
     then: Callable[[], None] | None = None
+    everywhere: Callable[[], Awaitable[bool]] | None = None
     drop: bool = False
 
 
@@ -74,7 +79,17 @@ def carry_out(connection: "Connection", answer: Answer, respond: Callable[[int],
     def finish() -> None:
         if answer.then is not None:
             answer.then()
-        respond(answer.response)
+        if answer.everywhere is None:
+            end(answer.response)
+        else:
+            connection.host.spawn(finish_everywhere(answer.everywhere))
+
+    async def finish_everywhere(everywhere: Callable[[], Awaitable[bool]]) -> None:
+        end(answer.response if await everywhere() else FUNCTION_REJECTED)
+        connection.host.wake()
+
+    def end(response: int) -> None:
+        respond(response)
         if answer.drop:
             _drop_all_sessions(connection)
 
@@ -121,19 +136,27 @@ def _clear_task_set(connection: "Connection", request: Request) -> Answer:
     unit = session.target.unit
     # SAM-5 7.3: with TAS = 0 the other nexuses learn of it by a unit attention.
     others = {task.command.nexus for owner, task in tasks if owner is not connection}
-    return Answer(FUNCTION_COMPLETE, tasks, lambda: unit.commands_cleared(others))
+    assert session.nexus is not None
+    nexus = session.nexus
+    return Answer(FUNCTION_COMPLETE, tasks, lambda: unit.commands_cleared(others), lambda: unit.clear_everywhere(nexus))
 
 
 def _logical_unit_reset(connection: "Connection", request: Request) -> Answer:
     session = connection.session
     assert session is not None
     assert session.target is not None
-    unit, nexus = session.target.unit, session.nexus
-    return Answer(FUNCTION_COMPLETE, _all_tasks(connection), lambda: unit.reset(_BUS_DEVICE_RESET, by=nexus))
+    unit = session.target.unit
+    return Answer(
+        FUNCTION_COMPLETE, _all_tasks(connection), everywhere=lambda: unit.reset_everywhere(_BUS_DEVICE_RESET)
+    )
 
 
 def _target_cold_reset(connection: "Connection", request: Request) -> Answer:
-    return _logical_unit_reset(connection, request)._replace(drop=True)
+    answer = _logical_unit_reset(connection, request)
+    assert connection.session is not None
+    assert connection.session.target is not None
+    unit = connection.session.target.unit
+    return answer._replace(everywhere=lambda: unit.reset_everywhere(_BUS_DEVICE_RESET, drop=True), drop=True)
 
 
 def _i_t_nexus_reset(connection: "Connection", request: Request) -> Answer:

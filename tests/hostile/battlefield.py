@@ -222,8 +222,9 @@ class Battlefield:
         unit.reservations.drain = lambda nexuses: drain_tasks(target, nexuses)
         return target
 
-    async def _save(self, record: object) -> None:
+    async def _save(self, record: object, epoch: int) -> int:
         await asyncio.sleep(0)
+        return epoch + 1
 
     async def _sleep(self, seconds: float) -> None:
         """Background work is paced by the field's own clock, which then runs ahead."""
@@ -251,7 +252,7 @@ class Battlefield:
         """Undo what commands did to the attacked volume: reservations, stop, ejection, sanitize, mode parameters."""
         unit = self.attacked.unit
         unit.sanitizing = None
-        unit.reservations.load(ReservationsRecord(generation=0))
+        unit.shared.load(ReservationsRecord(generation=0), unit.shared.epoch)
         unit.reset()
         unit.set_medium(stopped=False, ejected=False)
 

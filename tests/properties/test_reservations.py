@@ -13,10 +13,10 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from san_target.scsi.command import Command, Outcome
+from san_target.scsi.command import Command
 from san_target.scsi.nexus import Nexus
 from san_target.scsi.operation import Access
-from san_target.scsi.reservations import port_of
+from san_target.scsi.shared_state import port_of
 from tests.unit.scsi.state_support import Surroundings, login, make_unit
 
 GOOD, CHECK, CONFLICT = 0x00, 0x02, 0x18
@@ -132,21 +132,22 @@ class Model:
         return writes or self.kind in READS_FORBIDDEN
 
 
-def at_once(coroutine: Coroutine[Any, Any, Outcome]) -> Outcome:
+def at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """What the coroutine returns; it must not wait (no event loop: thousands of them would take minutes)."""
     try:
         coroutine.send(None)
     except StopIteration as stop:
-        outcome = stop.value
-        assert isinstance(outcome, Outcome)
-        return outcome
+        return stop.value
     raise AssertionError("the command waited")
 
 
 class ReservationsMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.unit = make_unit(Surroundings())
+        self.spawned: list[Coroutine[Any, Any, None]] = []
+        surroundings = Surroundings()
+        surroundings.spawn = self.spawned.append  # type: ignore[method-assign, assignment]
+        self.unit = make_unit(surroundings)
         self.model = Model()
         self.nexuses: dict[str, Nexus] = {name: login(self.unit, f"iqn.2026-01.example:{name}") for name in NAMES}
 
@@ -223,7 +224,7 @@ class ReservationsMachine(RuleBasedStateMachine):
 
     @rule(name=names)
     def reserve_6(self, name: str) -> None:
-        status = self.unit.reservations.reserve_6(self.nexuses[name]).status
+        status = at_once(self.unit.reservations.reserve_6(self.nexuses[name])).status
         model = self.model
         if model.registered():
             covered = bool(model.rows[name].key) and (model.holds(name) or model.kind in REGISTERED_MAY_ALL)
@@ -236,12 +237,14 @@ class ReservationsMachine(RuleBasedStateMachine):
     @rule(name=names, by_holder=st.booleans())
     def release_6(self, name: str, by_holder: bool) -> None:
         name = self.model.legacy if by_holder else name
-        assert self.unit.reservations.release_6(self.nexuses[name]).status == GOOD
+        assert at_once(self.unit.reservations.release_6(self.nexuses[name])).status == GOOD
         self.model.legacy = "" if self.model.legacy == name else self.model.legacy
 
     @rule(name=names)
     def log_in_again(self, name: str) -> None:
         self.unit.detach(self.nexuses[name])
+        while self.spawned:
+            at_once(self.spawned.pop())
         self.nexuses[name] = login(self.unit, f"iqn.2026-01.example:{name}")
         self.model.rows[name].owed.clear()
         self.model.legacy = "" if self.model.legacy == name else self.model.legacy

@@ -40,8 +40,9 @@ class FaultyTarget:
     async def start(self) -> None:
         """Serve, at the same address as before."""
 
-        async def save(record: object) -> None:
+        async def save(record: object, epoch: int) -> int:
             del record
+            return epoch + 1
 
         services = Services(
             spawn=lambda coroutine: asyncio.get_running_loop().create_task(coroutine),

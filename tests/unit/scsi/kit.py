@@ -79,8 +79,9 @@ class Rig:
         self.unit = LogicalUnit(self.device, Identity(VOLUME_ID, IQN, 1, "kit"), services=services, **options)
         self.nexus = self.login("first")
 
-    async def _save(self, record: ReservationsRecord) -> None:
+    async def _save(self, record: ReservationsRecord, epoch: int) -> int:
         self.saved = record
+        return epoch + 1
 
     async def _sleep(self, seconds: float) -> None:
         return None

@@ -32,12 +32,13 @@ class Surroundings:
         self.slept_s = 0.0
         self.spawned: list[asyncio.Task[None]] = []
 
-    async def save(self, record: ReservationsRecord) -> None:
+    async def save(self, record: ReservationsRecord, epoch: int) -> int:
         if self.store_gate is not None:
             await self.store_gate.wait()
         if self.store_away:
             raise Unavailable("the store is away")
         self.saved.append(record)
+        return epoch + 1
 
     async def sleep(self, seconds: float) -> None:
         self.time_s += seconds

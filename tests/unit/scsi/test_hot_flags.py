@@ -73,7 +73,7 @@ EVENTS: dict[str, Callable[[Rig, Nexus], None]] = {
     "reserve exclusive, registrants": persistent(1, 6, 1, 0),
     "release it": persistent(2, 1, 1, 0),
     "clear": persistent(3, 0, 1, 0),
-    "reset": lambda rig, nexus: rig.unit.reset(by=nexus),
+    "reset": lambda rig, nexus: rig.unit.reset(),
     "nexus loss": lambda rig, nexus: rig.unit.nexus_lost(nexus),
     "capacity": lambda rig, nexus: rig.unit.capacity_changed(),
     "cleared": lambda rig, nexus: rig.unit.commands_cleared([nexus]),

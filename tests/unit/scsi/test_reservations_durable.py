@@ -40,7 +40,7 @@ def test_a_change_is_stored_before_it_takes_effect() -> None:
         surroundings.store_gate.set()
         assert (await reserving).status == GOOD
         assert not second.may_write
-        assert surroundings.saved[-1] == unit.reservations.record()
+        assert surroundings.saved[-1] == unit.shared.record
 
     asyncio.run(scenario())
 
@@ -51,10 +51,10 @@ def test_a_store_that_is_away_means_busy_and_no_change() -> None:
         unit = make_unit(surroundings)
         first, second = login(unit, HOST_A), login(unit, HOST_B)
         await reserve_out(unit, first, REGISTER, action_key=1)
-        before, epoch = unit.reservations.state, unit.reservations.epoch
+        before, epoch = unit.reservations.state, unit.shared.epoch
         surroundings.store_away = True
         assert (await reserve_out(unit, first, RESERVE, key=1, kind=WRITE_EXCLUSIVE)).status == BUSY
-        assert (unit.reservations.state, unit.reservations.epoch) == (before, epoch)
+        assert (unit.reservations.state, unit.shared.epoch) == (before, epoch)
         assert second.may_write
         surroundings.store_away = False
         assert (await reserve_out(unit, first, RESERVE, key=1, kind=WRITE_EXCLUSIVE)).status == GOOD
@@ -121,10 +121,11 @@ def test_reserve_6_waits_out_a_change_under_way() -> None:
         surroundings.store_gate = asyncio.Event()
         registering = asyncio.create_task(reserve_out(unit, first, REGISTER, action_key=1))
         await asyncio.sleep(0)
-        assert unit.reservations.reserve_6(second).status == BUSY
+        reserving = asyncio.create_task(unit.reservations.reserve_6(second))
+        await asyncio.sleep(0)
         surroundings.store_gate.set()
-        await registering
-        assert unit.reservations.reserve_6(second).status == RESERVATION_CONFLICT
+        assert (await registering).status == GOOD
+        assert (await reserving).status == RESERVATION_CONFLICT
 
     asyncio.run(scenario())
 
@@ -156,7 +157,7 @@ def test_restart(aptpl: bool, power_lost: bool) -> None:
         await reserve_out(unit, nexus, RESERVE, key=1, kind=WRITE_EXCLUSIVE)
         again = make_unit(Surroundings())
         stranger, same = login(again, HOST_B), login(again, HOST_A)
-        again.reservations.load(surroundings.saved[-1], power_lost)
+        again.shared.load(surroundings.saved[-1], 7, power_lost)
         kept = aptpl or not power_lost
         assert stranger.may_write == (not kept)
         assert same.may_write

@@ -129,7 +129,7 @@ def test_write_protection_and_reservations(action: int) -> None:
         protected = make_unit(Surroundings(), read_only=True)
         assert sense_of(await sanitize(protected, login(protected, HOST_A), action, data=data)) == (7, 0x27, 0)
         reserved = make_unit(Surroundings())
-        reserved.reservations.reserve_6(login(reserved, HOST_B))
+        await reserved.reservations.reserve_6(login(reserved, HOST_B))
         outcome = await sanitize(reserved, login(reserved, HOST_A), action, data=data)
         assert outcome.status == RESERVATION_CONFLICT
 

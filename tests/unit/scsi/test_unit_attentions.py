@@ -4,7 +4,7 @@ import pytest
 
 from san_target.scsi.logical_unit import KNOWN_PORTS_MAX
 from san_target.scsi.nexus import Nexus
-from tests.unit.scsi.kit import IQN, Rig, cdb_10
+from tests.unit.scsi.kit import IQN, Rig, cdb_10, run
 
 POWER_ON = (0x6, 0x29, 0x00)
 RESET = (0x6, 0x29, 0x03)
@@ -70,7 +70,7 @@ def test_reset_is_told_to_all_and_makes_older_ones_pointless() -> None:
     rig = Rig()
     other = rig.login("other")
     rig.unit.capacity_changed()
-    rig.unit.reset(by=rig.nexus)
+    rig.unit.reset()
     for nexus in (rig.nexus, other):
         assert list(nexus.attentions) == [RESET[1:]]
         assert not nexus.may_read
@@ -89,7 +89,7 @@ def test_reset_starts_a_stopped_unit_and_releases_reserve_6() -> None:
     other = rig.login("other")
     rig.good("16")
     rig.good("1b 00 00 00 00 00")
-    rig.unit.reset()
+    assert run(rig.unit.reset_everywhere())
     other.attentions.clear()
     rig.unit.refresh_all()
     rig.good("00", nexus=other)
@@ -129,6 +129,7 @@ def test_nexus_loss_releases_what_it_held() -> None:
     rig.good("16")
     assert rig.send("00", nexus=other).status == 0x18
     rig.unit.nexus_lost(rig.nexus)
+    rig.run_spawned()
     rig.good("00", nexus=other)
     assert rig.code("00") == NEXUS_LOSS
 

@@ -13,8 +13,9 @@ from tests.unit.session.conftest import PausedDevice
 
 
 def test_a_command_of_a_connection_that_is_gone_is_waited_for() -> None:
-    async def save(record: object) -> None:
+    async def save(record: object, epoch: int) -> int:
         del record
+        return epoch + 1
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()

@@ -11,13 +11,15 @@ from san_target.metadata.schema import (
     RegistrationRecord,
     ReservationsRecord,
     VolumeRecord,
+    decode,
     encode,
     reservations_key,
     volume_key,
 )
 from san_target.metadata.store import Compare, Delete, Put, Store, StoreUnavailable, TransactionResult
+from san_target.scsi.shared_state import Outdated
 from san_target.server.member import Member
-from san_target.server.reservation_records import load_reservations, save_reservations
+from san_target.server.reservation_records import save_reservations
 from san_target.volume.device import Unavailable
 from tests.unit.server.conftest import MemoryEnvironment, Site, run, spec
 from tests.unit.server.initiator import Initiator
@@ -165,35 +167,51 @@ def fickle_store(state: str = "ready") -> Fickle:
     return store
 
 
-def test_a_stored_record_is_found() -> None:
+def stored(store: Fickle) -> tuple[ReservationsRecord, int] | None:
+    item = store.data.get(reservations_key("v"))
+    return None if item is None else (decode(ReservationsRecord, item.value, item.key), item.mod_revision)
+
+
+def test_a_record_is_stored_under_the_epoch_that_is_told() -> None:
     store = fickle_store()
-    assert asyncio.run(load_reservations(store, "v")) is None
-    asyncio.run(save_reservations(store, "v", RECORD))
-    assert asyncio.run(load_reservations(store, "v")) == RECORD
+    epoch = asyncio.run(save_reservations(store, "v", RECORD, 0))
+    assert stored(store) == (RECORD, epoch)
+    again = asyncio.run(save_reservations(store, "v", RECORD, epoch))
+    assert stored(store) == (RECORD, again)
+    assert again > epoch
+
+
+def test_a_record_made_of_an_older_one_is_not_stored() -> None:
+    store = fickle_store()
+    epoch = asyncio.run(save_reservations(store, "v", RECORD, 0))
+    for old in (0, epoch - 1, epoch + 1):
+        with pytest.raises(Outdated):
+            asyncio.run(save_reservations(store, "v", ReservationsRecord(generation=9), old))
+    assert stored(store) == (RECORD, epoch)
 
 
 def test_a_volume_that_changes_meanwhile_is_no_hindrance() -> None:
     store = fickle_store()
     store.touched_between = 2
-    asyncio.run(save_reservations(store, "v", RECORD))
-    assert asyncio.run(load_reservations(store, "v")) == RECORD
+    epoch = asyncio.run(save_reservations(store, "v", RECORD, 0))
+    assert stored(store) == (RECORD, epoch)
     store.touched_between = 3
     with pytest.raises(Unavailable):
-        asyncio.run(save_reservations(store, "v", RECORD))
+        asyncio.run(save_reservations(store, "v", RECORD, epoch))
 
 
 def test_a_store_that_is_away_makes_the_volume_busy() -> None:
     store = fickle_store()
     store.fails = StoreUnavailable("locked")
     with pytest.raises(Unavailable, match="locked"):
-        asyncio.run(save_reservations(store, "v", RECORD))
+        asyncio.run(save_reservations(store, "v", RECORD, 0))
 
 
 def test_a_volume_being_deleted_leaves_no_reservations() -> None:
     store = fickle_store(state="deleting")
     with pytest.raises(Unavailable):
-        asyncio.run(save_reservations(store, "v", RECORD))
-    assert asyncio.run(load_reservations(store, "v")) is None
+        asyncio.run(save_reservations(store, "v", RECORD, 0))
+    assert stored(store) is None
 
 
 def test_a_store_that_is_away_at_the_start_only_delays_a_volume(tmp_path: Path) -> None:

@@ -41,8 +41,9 @@ def content(lba: int, blocks: int) -> bytes:
 
 @asynccontextmanager
 async def portal(device: MemoryDevice | None = None) -> AsyncIterator[tuple[PortalServer, tuple[str, int]]]:
-    async def save(record: object) -> None:
+    async def save(record: object, epoch: int) -> int:
         del record
+        return epoch + 1
 
     services = Services(
         spawn=lambda coroutine: asyncio.get_running_loop().create_task(coroutine),

@@ -45,8 +45,9 @@ def device() -> PausedDevice:
 
 @pytest.fixture
 def directory(device: PausedDevice) -> OneTarget:
-    async def save(record: object) -> None:
+    async def save(record: object, epoch: int) -> int:
         del record
+        return epoch + 1
 
     services = Services(
         spawn=lambda coroutine: asyncio.get_running_loop().create_task(coroutine),
