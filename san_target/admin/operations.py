@@ -11,6 +11,7 @@ from san_target.admin.service import (
     GroupStatus,
     MapEntry,
     Member,
+    MemberRemoval,
     MemberService,
     Portal,
     PortalChanges,
@@ -90,6 +91,10 @@ async def show_member(call: Call) -> Member:
     return await call.service.member(call.path["name"])
 
 
+async def remove_member(call: Call) -> MemberRemoval:
+    return await call.service.remove_member(call.path["name"], call.flag("force"))
+
+
 async def list_volumes(call: Call) -> tuple[Volume, ...]:
     volumes = await call.service.volumes()
     call.note_unreachable(name for volume in volumes for name in volume.unreachable)
@@ -119,7 +124,7 @@ async def delete_volume(call: Call) -> None:
 
 
 async def volume_map(call: Call) -> tuple[MapEntry, ...]:
-    return await call.service.volume_map(call.path["name"])
+    return await call.service.volume_map(call.path["name"], call.number("from"))
 
 
 async def list_portals(call: Call) -> tuple[Portal, ...]:
@@ -176,11 +181,22 @@ async def stop_trace(call: Call) -> None:
 
 FORCE = {"force": "boolean"}
 AFTER = {"after": "integer"}
+FROM = {"from": "integer"}
 
 OPERATIONS: tuple[Operation, ...] = (
     Operation("GET", "/group", "group_status", "The group at a glance", group_status, GroupStatus),
     Operation("GET", "/members", "list_members", "All members", list_members, tuple[Member, ...]),
     Operation("GET", "/members/{name}", "show_member", "One member", show_member, Member, failures=(404,)),
+    Operation(
+        "DELETE",
+        "/members/{name}",
+        "remove_member",
+        "Take a member out of the group for good; `force` gives up what it holds",
+        remove_member,
+        MemberRemoval,
+        query=FORCE,
+        failures=(404, 409),
+    ),
     Operation("GET", "/volumes", "list_volumes", "All volumes, by name", list_volumes, tuple[Volume, ...]),
     Operation(
         "POST",
@@ -228,10 +244,11 @@ OPERATIONS: tuple[Operation, ...] = (
         "GET",
         "/volumes/{name}/map",
         "volume_map",
-        "The partition map: sorted, gap-free ranges and who holds them",
+        "The partition map: sorted, gap-free ranges and who holds them, a page at a time from the LBA `from`",
         volume_map,
         tuple[MapEntry, ...],
-        failures=(404,),
+        query=FROM,
+        failures=(404, 409),
     ),
     Operation("GET", "/portals", "list_portals", "All portals", list_portals, tuple[Portal, ...]),
     Operation(

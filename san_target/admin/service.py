@@ -24,6 +24,9 @@ SizeBytes: TypeAlias = Annotated[int, Meta(gt=0, le=1 << 62)]
 BlockSize: TypeAlias = Literal[512, 4096]
 PortalPolicy: TypeAlias = Literal["round-robin", "least-loaded", "adaptive", "none"]
 
+MAP_ENTRIES_MAX = 1000
+"""Of one answer, so that a large map does not hold up the member."""
+
 TraceSink: TypeAlias = Callable[[str, bytes], None]
 """Called with ("received" | "sent", the 48-byte basic header segment) for each PDU of a session."""
 
@@ -43,7 +46,7 @@ class ChapUser(Request, kw_only=True, frozen=True):
 
 
 class VolumeSpec(Request, kw_only=True, frozen=True):
-    """A volume to create. No `members` = the member that is asked; no `allow` = every initiator."""
+    """A volume to create. No `members` = spread over all by their free space; no `allow` = every initiator."""
 
     name: Name
     size_bytes: SizeBytes
@@ -176,10 +179,15 @@ class Pool(Struct, kw_only=True, frozen=True):
 
 
 class Member(Struct, kw_only=True, frozen=True):
-    """A member. since: when this incarnation began to serve. state: active | starting | stopping | unreachable."""
+    """A member. since: when this incarnation began to serve. volumes: those it holds blocks of.
+
+    state: active | starting | stopping | draining | unreachable (its lease has ended) | removing | removed. What
+    another member does, and what its volumes take of its pool, is known to that member alone; its version and the space
+    of its pool are as it told last.
+    """
 
     name: str
-    state: Literal["active", "starting", "stopping", "unreachable"]
+    state: Literal["active", "starting", "stopping", "draining", "unreachable", "removing", "removed"]
     incarnation: int
     portals: tuple[str, ...]
     admin: str
@@ -193,6 +201,21 @@ class Member(Struct, kw_only=True, frozen=True):
     bytes_per_second: float = 0.0
     pool: Pool
     reason: str = ""
+
+
+class LostShare(Struct, kw_only=True, frozen=True):
+    """What is lost of a volume with a member that was given up."""
+
+    volume: str
+    ranges: int
+    size_bytes: int
+
+
+class MemberRemoval(Struct, kw_only=True, frozen=True):
+    """A member is out of the group. lost: what only that member held, by volume; reading it ends in MEDIUM ERROR."""
+
+    name: str
+    lost: tuple[LostShare, ...] = ()
 
 
 class GroupStatus(Struct, kw_only=True, frozen=True):
@@ -291,6 +314,10 @@ class MemberService(Protocol):
 
     async def member(self, name: str) -> Member: ...
 
+    async def remove_member(self, name: str, force: bool) -> MemberRemoval:
+        """For good. Conflict: it runs, or holds blocks and not `force`, which gives them up. NotFound."""
+        ...
+
     async def volumes(self) -> tuple[Volume, ...]:
         """By name."""
         ...
@@ -314,8 +341,11 @@ class MemberService(Protocol):
         """Conflict: sessions are logged in and not `force` (which ends them)."""
         ...
 
-    async def volume_map(self, name: str) -> tuple[MapEntry, ...]:
-        """Sorted and gap-free."""
+    async def volume_map(self, name: str, from_lba: int = 0) -> tuple[MapEntry, ...]:
+        """Sorted and gap-free, at most MAP_ENTRIES_MAX from the range that `from_lba` belongs to; empty beyond the end.
+
+        Conflict: the store's ranges are no map.
+        """
         ...
 
     async def portals(self) -> tuple[Portal, ...]:

@@ -32,14 +32,16 @@ class Api:
     def get(self, path: str, **parameters: Any) -> Any:
         return self.ask("GET", path, parameters=parameters)
 
-    def ask(self, method: str, path: str, body: Any = None, parameters: Any = None) -> Any:
+    def ask(
+        self, method: str, path: str, body: Any = None, parameters: Any = None, timeout_s: float = TIMEOUT_S
+    ) -> Any:
         """The decoded answer, None if it has no content. Raises ClickException with one line for operators."""
         import httpx
 
         headers = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
         try:
             # The member is named by --api alone: a proxy of the environment would be asked for our own loopback.
-            with httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_S, trust_env=False) as client:
+            with httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, trust_env=False) as client:
                 answer = client.request(method, f"/api/v1{path}", json=body, params=parameters or None)
         except (httpx.ConnectError, httpx.ConnectTimeout):
             raise click.ClickException(
@@ -47,7 +49,7 @@ class Api:
                 "or name another with --api URL"
             ) from None
         except httpx.TimeoutException:
-            raise click.ClickException(f"the member at {self.url} did not answer within {TIMEOUT_S:.0f} s") from None
+            raise click.ClickException(f"the member at {self.url} did not answer within {timeout_s:.0f} s") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise click.ClickException(f"cannot talk to {self.url}: {error}") from None
         return self._content(answer)

@@ -9,6 +9,8 @@ from san_target.cli.client import Api, segment, with_api
 from san_target.cli.output import Column, print_fields, print_table, show, with_json
 from san_target.cli.values import format_size
 
+REMOVAL_SECONDS_MAX = 600.0
+
 
 def pool_text(pool: dict[str, Any]) -> str:
     """A pool's use in words, with its trouble if it has any."""
@@ -116,3 +118,24 @@ def member_show(api: Api, name: str, as_json: bool) -> None:
         )
 
     show(one, as_json, human)
+
+
+@member.command("remove", cls=rich_click.RichCommand)
+@click.argument("name")
+@click.option("--force", is_flag=True, help="One that never comes back: give up what only it holds.")
+@with_json
+@with_api
+def member_remove(api: Api, name: str, force: bool, as_json: bool) -> None:
+    """Take a member out of the group for good.
+
+    It must have ended, or be drained. It can join again with an empty pool only.
+    """
+    parameters = {"force": "true"} if force else None
+    removal = api.ask("DELETE", f"/members/{segment(name)}", parameters=parameters, timeout_s=REMOVAL_SECONDS_MAX)
+
+    def human() -> None:
+        click.echo(f"member {name} is removed")
+        for share in removal["lost"]:
+            click.echo(f"lost of volume {share['volume']}: {format_size(share['size_bytes'])}")
+
+    show(removal, as_json, human)

@@ -26,7 +26,7 @@ VOLUME_COLUMNS = (
 MAP_COLUMNS = (
     Column("START LBA", lambda row: str(row["start_lba"]), number=True),
     Column("END LBA", lambda row: str(row["end_lba"]), number=True),
-    Column("OWNER", lambda row: row["owner"]),
+    Column("OWNER", lambda row: row["owner"] or "(lost)"),
     Column("COPIES", lambda row: ",".join(row["copies"]) or "-"),
     Column("JOINING", lambda row: row["joining"] or "-"),
     Column("GENERATION", lambda row: str(row["generation"]), number=True),
@@ -97,7 +97,7 @@ def volume() -> None:
             "--block-size", type=click.Choice(["512", "4096"]), default="512", show_default=True, help="Logical block."
         ),
         click.option("--copies", type=click.Choice(["1", "2"]), default="1", show_default=True, help="Copies kept."),
-        click.option("--members", metavar="NAME,NAME", help="Members to place it on [the member that is asked]."),
+        click.option("--members", metavar="NAME,NAME", help="Members to spread it over [by free space]."),
         *ACCESS_OPTIONS,
         *(click.option(f"--{name.replace('_', '-')}", is_flag=True, help=text) for name, text in FLAGS.items()),
     ]
@@ -149,13 +149,21 @@ def volume_show(api: Api, name: str, as_json: bool) -> None:
     show(one, as_json, lambda: print_volume(one))
 
 
+def map_entries(api: Api, name: str) -> list[dict[str, Any]]:
+    """The whole map, of which the API gives some ranges at a time. What changes meanwhile may be seen or not."""
+    entries: list[dict[str, Any]] = []
+    while more := api.get(f"/volumes/{segment(name)}/map", **{"from": entries[-1]["end_lba"]} if entries else {}):
+        entries += more
+    return entries
+
+
 @volume.command("map", cls=rich_click.RichCommand)
 @click.argument("name")
 @with_json
 @with_api
 def volume_map(api: Api, name: str, as_json: bool) -> None:
     """Show which member holds which blocks (the end is exclusive)."""
-    entries = api.get(f"/volumes/{segment(name)}/map")
+    entries = map_entries(api, name)
     show(entries, as_json, lambda: print_table(MAP_COLUMNS, entries, "an empty map"))
 
 

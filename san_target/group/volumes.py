@@ -1,39 +1,46 @@
 """The volumes of the group, as records: create, change, resize, delete.
 
 Everything here is compare-and-set on the store; members see the result by their watches and carry it out. A volume
-begins in the state "creating", until its blocks exist (`made`): a member makes missing blocks in that state only, since
-later they would be lost ones. A volume that is deleted first gets the state "deleting". That record is the tombstone:
-members drop their data because of it, never because a record is missing, and the last one removes it (`forget`).
+begins in the state "creating", until every owner has made its blocks and said so (`confirm`): a member makes missing
+blocks only while it is asked to, since later they would be lost ones. A volume that is deleted first gets the state
+"deleting". That record is the tombstone: members drop their data because of it, never because a record is missing, and
+the last one removes it (`forget`).
 """
 
 import uuid
 from collections.abc import Callable, Sequence
-from typing import TypedDict, Unpack
+from typing import Final, TypedDict, Unpack
 
 import msgspec
 
 from san_target.group import rules
 from san_target.group.errors import Conflict, Invalid, NotFound
-from san_target.group.membership import member_names
+from san_target.group.map_records import KEYS_AT_ONCE, MapEntry, entries
+from san_target.group.membership import ACTIVE, LEASES_PREFIX, is_member, member_records
+from san_target.group.spread import RANGES_MAX, Candidate, spread
+from san_target.group.volume_size import check_resize, grown, map_facts, shrunk, trim
 from san_target.metadata.schema import (
     ChapRecord,
     GroupRecord,
+    MemberRecord,
     PlacementRecord,
     VolumeRecord,
     decode,
     encode,
     map_key,
-    map_prefix,
     reservations_key,
     target_name_key,
     volume_key,
 )
 from san_target.metadata.store import Compare, Delete, Item, Put, Store
 
-CREATING = "creating"
-READY = "ready"
-DELETING = "deleting"
-VOLUMES_PREFIX = volume_key("")
+CREATING: Final = "creating"
+READY: Final = "ready"
+DELETING: Final = "deleting"
+VOLUMES_PREFIX: Final = volume_key("")
+MEMBERS_MAX: Final = RANGES_MAX // 2
+TRIES: Final = 64
+"""How often a member that confirms tries again: each failure is another member's success."""
 
 
 class VolumeOptions(TypedDict, total=False):
@@ -49,7 +56,7 @@ class VolumeOptions(TypedDict, total=False):
 
 
 class Volumes:
-    """The group's volumes, seen from the member `member_name`.
+    """The group's volumes.
 
     sessions_on: how many sessions are logged in to a volume (by its id). new_id: 32 hex digits, never the same twice.
     All methods raise StoreError if the store fails.
@@ -59,15 +66,15 @@ class Volumes:
         self,
         store: Store,
         group: GroupRecord,
-        member_name: str,
         sessions_on: Callable[[str], int] = lambda volume_id: 0,
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self._store = store
         self._group = group
-        self._member_name = member_name
         self._sessions_on = sessions_on
         self._new_id = new_id
+
+    # Create -----------------------------------------------------------------------------------------------------------
 
     async def create(
         self,
@@ -79,8 +86,10 @@ class Volumes:
         members: Sequence[str] = (),
         **options: Unpack[VolumeOptions],
     ) -> VolumeRecord:
-        """A new volume, all of it at one member (default: this one). Invalid, Conflict (name), NotFound (member)."""
-        owners = tuple(members) or (self._member_name,)
+        """A new volume, spread over `members` (each gets a part), or by free space over all that run.
+
+        Invalid, Conflict (name taken, a member does not run), NotFound (member).
+        """
         record = VolumeRecord(
             id=self._new_id(),
             name=name,
@@ -88,34 +97,51 @@ class Volumes:
             size_bytes=size_bytes,
             block_size=block_size,
             copies=copies,
-            members=owners,
+            members=tuple(dict.fromkeys(members)),
             state=CREATING,
         )
         record = msgspec.structs.replace(record, **_checked_options(options))
         rules.check_volume(record)
-        await self._check_members(owners)
+        candidates = await self._candidates(record.members)
         began = await self._store.range(VOLUMES_PREFIX)
         self._check_name_is_free(name, record.iqn, began.items)
-        placement = PlacementRecord(end_lba=size_bytes // block_size, owner=owners[0], generation=began.revision)
+        blocks = size_bytes // block_size
+        shares = spread(
+            record.id, 0, blocks, block_size, record.region_bytes, candidates, every_one=bool(record.members)
+        )
+        record = msgspec.structs.replace(record, unconfirmed=tuple(sorted({share.owner for share in shares})))
         key, name_key = volume_key(record.id), target_name_key(record.iqn)
+        placements: list[Put | Delete] = [
+            Put(
+                map_key(record.id, share.start),
+                encode(PlacementRecord(end_lba=share.end, owner=share.owner, generation=began.revision)),
+            )
+            for share in shares
+        ]
         result = await self._store.transact(
             [Compare(key, 0), Compare(name_key, 0)],
-            [
-                Put(key, encode(record)),
-                Put(name_key, record.id.encode()),
-                Put(map_key(record.id, 0), encode(placement)),
-            ],
+            [Put(key, encode(record)), Put(name_key, record.id.encode()), *placements],
         )
         if not result.succeeded:
             raise Conflict(f"a volume with the target name {record.iqn} exists already; choose another name")
         return record
 
-    async def _check_members(self, owners: Sequence[str]) -> None:
-        unknown = sorted(set(owners) - await member_names(self._store) - {self._member_name})
+    async def _candidates(self, names: Sequence[str]) -> list[Candidate]:
+        """The members `names`, all of which must run; without names all that run and are not being drained."""
+        if len(names) > MEMBERS_MAX:
+            raise Invalid(f"a volume can be placed on at most {MEMBERS_MAX} members by name; leave --members out")
+        known = {record.name: record for record in await member_records(self._store) if is_member(record)}
+        unknown = sorted(set(names) - known.keys())
         if unknown:
             raise NotFound(f"there is no member {', '.join(map(repr, unknown))}; `member list` shows all")
-        if len(owners) > 1:
-            raise Invalid("spreading a volume over several members is not supported by this version: name one")
+        alive = {item.key.removeprefix(LEASES_PREFIX) for item in (await self._store.range(LEASES_PREFIX)).items}
+        fit = [record for record in known.values() if record.name in alive and record.state == ACTIVE]
+        missing = sorted(set(names) - {record.name for record in fit})
+        if missing:
+            raise Conflict(_why_not(known[missing[0]], missing[0] in alive))
+        if not fit:
+            raise Conflict("no member of the group can take a volume now: none runs that is not being drained")
+        return [Candidate(record.name, record.free_bytes) for record in fit if not names or record.name in names]
 
     @staticmethod
     def _check_name_is_free(name: str, iqn: str, items: Sequence[Item]) -> None:
@@ -129,6 +155,8 @@ class Volumes:
                 raise Conflict(
                     f"{name!r} would have the target name {iqn} of the volume {other.name!r}; choose another name"
                 )
+
+    # Look -------------------------------------------------------------------------------------------------------------
 
     async def all(self) -> list[VolumeRecord]:
         """By name, those being deleted too."""
@@ -155,15 +183,48 @@ class Volumes:
             raise Conflict(f"the volume {name!r} is being {doing}; try again soon")
         return record, revision
 
-    async def made(self, volume_id: str) -> None:
-        """The blocks of a volume in the state "creating" exist now: it is ready. Harmless in any other state."""
-        key = volume_key(volume_id)
+    async def entries_of(self, name: str) -> list[MapEntry]:
+        """The map, by LBA. NotFound."""
+        record = await self.named(name)
+        return [entry async for entry in entries(self._store, record.id)]
+
+    # What members report ----------------------------------------------------------------------------------------------
+
+    async def confirm(self, done: VolumeRecord, member_name: str) -> None:
+        """`member_name` has carried out, durably, what `done` asks of it: creation, growth or shrink.
+
+        With the last one it is done: the volume is ready, the new size shown, and growth possible again. Harmless if
+        something else is asked by now. Conflict: others confirm all the time.
+        """
+        key = volume_key(done.id)
+        for _ in range(TRIES):
+            item = await self._store.get(key)
+            if item is None:
+                return
+            record = decode(VolumeRecord, item.value, key)
+            if _task(record) != _task(done) or member_name not in record.unconfirmed:
+                return
+            left = tuple(name for name in record.unconfirmed if name != member_name)
+            if not left and record.shrinking:
+                await trim(self._store, record)
+            changed = msgspec.structs.replace(record, unconfirmed=left, failure="") if left else _finished(record)
+            if (await self._store.transact([Compare(key, item.mod_revision)], [Put(key, encode(changed))])).succeeded:
+                return
+        raise Conflict(f"the volume {done.name!r} changes all the time; this is confirmed later")
+
+    async def fail(self, tried: VolumeRecord, member_name: str, reason: str) -> None:
+        """`member_name` cannot carry out what `tried` asks of it; it will try again. Harmless as `confirm` is."""
+        key = volume_key(tried.id)
         item = await self._store.get(key)
         if item is None:
             return
         record = decode(VolumeRecord, item.value, key)
-        if record.state == CREATING:
-            await self._replace(msgspec.structs.replace(record, state=READY), item.mod_revision)
+        failure = f"member {member_name}: {reason}"
+        if _task(record) == _task(tried) and member_name in record.unconfirmed and record.failure != failure:
+            changed: VolumeRecord = msgspec.structs.replace(record, failure=failure)
+            await self._store.transact([Compare(key, item.mod_revision)], [Put(key, encode(changed))])
+
+    # Change -----------------------------------------------------------------------------------------------------------
 
     async def change(self, name: str, **options: Unpack[VolumeOptions]) -> VolumeRecord:
         """Change what is given, keep the rest. NotFound, Invalid, Conflict."""
@@ -183,37 +244,42 @@ class Volumes:
             raise Conflict(f"the volume {record.name!r} was changed at the same time; look at it and try again")
 
     async def resize(self, name: str, size_bytes: int, force: bool = False) -> VolumeRecord:
-        """A new size. Conflict for a smaller one without `force`: what lies beyond it is destroyed.
+        """Ask for a new size. Conflict for a smaller one without `force`: what lies beyond it is destroyed.
 
-        Conflict too for growth while a shrink is not carried out (`shrunk`); the same size once more asks for it again.
+        Conflict too for growth while another size is not carried out everywhere. The same size once more asks again for
+        a shrink that is not, and takes back a growth that is not.
         """
         record, revision = await self._find_ready(name)
         rules.check_size(size_bytes, record.block_size)
         if size_bytes == record.size_bytes and not record.shrinking:
             return record
-        if size_bytes > record.size_bytes and record.shrinking:
-            raise Conflict(f"the volume {name!r} is being shrunk to {record.size_bytes} bytes; try again soon")
-        if size_bytes < record.size_bytes and not force:
-            raise Conflict(
-                f"{size_bytes} bytes is smaller than the volume {name!r} ({record.size_bytes}): "
-                "that destroys what lies beyond; use --force if you mean it"
-            )
-        shrinking = size_bytes <= record.size_bytes
-        changed: VolumeRecord = msgspec.structs.replace(record, size_bytes=size_bytes, shrinking=shrinking)
-        items = (await self._store.range(map_prefix(record.id))).items
-        compares = [Compare(item.key, item.mod_revision) for item in items]
-        await self._replace(changed, revision, compares, _fit(changed, items))
+        check_resize(record, size_bytes, force)
+        facts = await map_facts(self._store, record.id)
+        if facts.last is None:
+            raise Conflict(f"the volume {name!r} has no partition map; restore the store from a backup")
+        if size_bytes > record.size_bytes:
+            candidates = await self._candidates_to_grow(record)
+            now = (await self._store.range(volume_key(record.id))).revision
+            growth = grown(record, size_bytes, facts.last, candidates, now)
+            await self._replace(growth.record, revision, growth.compares, growth.puts)
+            return growth.record
+        changed = shrunk(record, size_bytes, facts.holders)
+        await self._replace(changed, revision)
+        await trim(self._store, changed)
+        if not changed.unconfirmed:  # everything was lost: there is nobody to confirm
+            changed, revision = await self._find(name)
+            await self._replace(_finished(changed), revision)
         return changed
 
-    async def shrunk(self, volume_id: str, size_bytes: int) -> None:
-        """Nothing is left beyond `size_bytes`: the volume may grow again. Harmless if it has another size by now."""
-        key = volume_key(volume_id)
-        item = await self._store.get(key)
-        if item is None:
-            return
-        record = decode(VolumeRecord, item.value, key)
-        if record.shrinking and record.size_bytes == size_bytes and record.state == READY:
-            await self._replace(msgspec.structs.replace(record, shrinking=False), item.mod_revision)
+    async def _candidates_to_grow(self, record: VolumeRecord) -> list[Candidate]:
+        """Those of the members that the volume was given to which run; any that run, if it was given to nobody."""
+        running = await self._candidates(())
+        fit = [one for one in running if not record.members or one.name in record.members]
+        if not fit:
+            raise Conflict(
+                f"the volume {record.name!r} grows at member {', '.join(record.members)}, of which none is running"
+            )
+        return fit
 
     async def delete(self, name: str, force: bool = False) -> VolumeRecord:
         """Begin to delete: the record gets the state "deleting". Conflict while sessions are logged in and not `force`.
@@ -229,14 +295,14 @@ class Volumes:
                 f"{sessions} session{'s are' if sessions > 1 else ' is'} logged in to the volume {name!r}; "
                 "log out first, or use --force"
             )
-        changed: VolumeRecord = msgspec.structs.replace(record, state=DELETING)
+        changed: VolumeRecord = msgspec.structs.replace(record, state=DELETING, unconfirmed=(), failure="")
         await self._replace(changed, revision)
         return changed
 
     async def forget(self, volume_id: str, member_name: str) -> bool:
-        """After `member_name` dropped its data of a volume being deleted: remove its map entries.
+        """After `member_name` dropped its data of a volume being deleted: remove its ranges from the map.
 
-        With the last entry the volume's other keys go too. True if nothing of the volume is left in the store.
+        With the last range the volume's other keys go too. True if nothing of the volume is left in the store.
         """
         key = volume_key(volume_id)
         item = await self._store.get(key)
@@ -245,51 +311,48 @@ class Volumes:
         record = decode(VolumeRecord, item.value, key)
         if record.state != DELETING:
             raise Conflict(f"the volume {record.name!r} is not being deleted")
-        entries = (await self._store.range(map_prefix(volume_id))).items
-        mine = [entry for entry in entries if _held_only_by(entry, member_name)]
-        deletes = [Delete(entry.key) for entry in mine]
-        is_last = len(mine) == len(entries)
-        if is_last:
-            deletes += [Delete(target_name_key(record.iqn)), Delete(reservations_key(volume_id)), Delete(key)]
-        if not deletes:
-            return False
-        compares = [Compare(entry.key, entry.mod_revision) for entry in entries]
-        result = await self._store.transact([Compare(key, item.mod_revision), *compares], deletes)
-        return result.succeeded and is_last
-
-    async def map_of(self, name: str) -> list[tuple[int, PlacementRecord]]:
-        """(start LBA, placement) by LBA. NotFound."""
-        record = await self.named(name)
-        return placements((await self._store.range(map_prefix(record.id))).items)
-
-
-def placements(items: Sequence[Item]) -> list[tuple[int, PlacementRecord]]:
-    """Map items of one volume as (start LBA, placement) by LBA."""
-    return [(start_lba(item.key), decode(PlacementRecord, item.value, item.key)) for item in items]
+        whose = [entry async for entry in entries(self._store, volume_id)]
+        mine = [entry for entry in whose if entry.is_held_only_by(member_name)]
+        is_last = len(mine) == len(whose)
+        while mine or is_last:
+            some = mine[-KEYS_AT_ONCE:]
+            del mine[-KEYS_AT_ONCE:]
+            compares = [Compare(map_key(volume_id, entry.start), entry.revision) for entry in some]
+            deletes = [Delete(map_key(volume_id, entry.start)) for entry in some]
+            if is_last and not mine:
+                deletes += [Delete(target_name_key(record.iqn)), Delete(reservations_key(volume_id)), Delete(key)]
+            # Ranges are not added to a volume being deleted: who adds some compares its key.
+            result = await self._store.transact([Compare(key, item.mod_revision), *compares], deletes)
+            if not result.succeeded:
+                return False
+            if not mine:
+                return is_last
+        return False
 
 
-def start_lba(key: str) -> int:
-    """The LBA in a map key."""
-    return int(key.rpartition("/")[2], 16)
+def _why_not(record: MemberRecord, is_alive: bool) -> str:
+    """Why a member cannot take a volume."""
+    if not is_alive:
+        return f"member {record.name!r} is not running; start it, or leave it out"
+    return f"member {record.name!r} is {record.state}; activate it, or leave it out"
 
 
-def _held_only_by(entry: Item, member_name: str) -> bool:
-    placement = decode(PlacementRecord, entry.value, entry.key)
-    return {placement.owner, *placement.copies, *filter(None, (placement.joining,))} == {member_name}
+def _task(record: VolumeRecord) -> tuple[object, ...]:
+    """What the record asks its members to carry out."""
+    return record.state, record.size_bytes, record.shrinking, record.growing_from_bytes
 
 
-def _fit(record: VolumeRecord, items: Sequence[Item]) -> list[Put | Delete]:
-    """The changes that make the map end where the volume does."""
-    end_lba = record.size_bytes // record.block_size
-    changes: list[Put | Delete] = []
-    entries = list(zip(items, placements(items), strict=True))
-    for position, (item, (start, placement)) in enumerate(entries):
-        if start >= end_lba:
-            changes.append(Delete(item.key))
-        elif placement.end_lba > end_lba or position == len(entries) - 1:
-            changed = msgspec.structs.replace(placement, end_lba=end_lba)
-            changes.append(Put(item.key, encode(changed)))
-    return changes
+def _finished(record: VolumeRecord) -> VolumeRecord:
+    """Everybody has carried out what the record asked for."""
+    changed: VolumeRecord = msgspec.structs.replace(
+        record,
+        state=READY if record.state == CREATING else record.state,
+        shrinking=False,
+        growing_from_bytes=0,
+        unconfirmed=(),
+        failure="",
+    )
+    return changed
 
 
 def _checked_options(options: VolumeOptions) -> "dict[str, object]":

@@ -3,7 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from san_target.peer.frame_stream import AnswerStream
+from san_target.peer.frame_stream import AnswerStream, SpareBuffers
 from san_target.peer.frames import FrameError, Payload
 from san_target.peer.handshake import NONCE_BYTES, Calling, Code, HandshakeStream, Refused, Welcome
 from san_target.peer.identity import OwnIdentity
@@ -37,12 +37,13 @@ class CallerConnection:
         nonce: bytes,
         taken: "Callable[[Answer], None]",
         on_end: "Callable[[str], None]",
+        spare: SpareBuffers,
     ) -> None:
         """nonce: random bytes; taken: gets each answer, and may raise FrameError; on_end: called at once at the end."""
         loop = asyncio.get_running_loop()
         self._calling = Calling(own, peer, incarnation, nonce)
         self._handshake: HandshakeStream | None = HandshakeStream()
-        self._stream = AnswerStream(taken)
+        self._stream = AnswerStream(taken, spare)
         self._on_end = on_end
         self._transport: Transport | None = None
         self.heard = False

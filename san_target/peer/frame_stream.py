@@ -31,16 +31,46 @@ from san_target.peer.frames import (
 _UNPACK_REQUEST: Final = REQUEST_STRUCT.unpack_from
 _UNPACK_ANSWER: Final = ANSWER_STRUCT.unpack_from
 _NOTHING: Final = memoryview(b"")
+SPARE_BUFFERS_MAX: Final = 4
+SPARE_BYTES_MIN: Final = 65536
+
+
+class SpareBuffers:
+    """Memory for large frames that have not arrived in full, shared by many streams and used again.
+
+    A new buffer costs a page fault for each page that it touches, as much as receiving the data. Sizes are powers of
+    two, so that one serves many.
+    """
+
+    __slots__ = ("_spare",)
+
+    def __init__(self) -> None:
+        self._spare: list[memoryview] = []
+
+    def take(self, size_bytes: int) -> memoryview:
+        """A buffer of at least this size; its contents are undefined."""
+        spare = self._spare
+        for index in range(len(spare) - 1, -1, -1):
+            if len(spare[index]) >= size_bytes:
+                return spare.pop(index)
+        return memoryview(bytearray(1 << (size_bytes - 1).bit_length()))
+
+    def give_back(self, buffer: memoryview) -> None:
+        spare = self._spare
+        if len(buffer) >= SPARE_BYTES_MIN:
+            spare.append(buffer)
+            if len(spare) > SPARE_BUFFERS_MAX:
+                spare.remove(min(spare, key=len))
 
 
 class FrameStream:
     """One direction of one link. `stopped`: whoever takes the frames wants no more of them."""
 
-    __slots__ = ("_buffer", "_have", "_header_bytes", "_needed", "stopped")
+    __slots__ = ("_buffer", "_have", "_needed", "_spare", "stopped")
 
-    def __init__(self, header_bytes: int) -> None:
-        self._header_bytes = header_bytes
-        self._buffer = bytearray()  # the beginning of an unfinished frame
+    def __init__(self, spare: SpareBuffers) -> None:
+        self._spare = spare
+        self._buffer = _NOTHING  # holds the beginning of an unfinished frame
         self._have = 0
         self._needed = 0
         self.stopped = False
@@ -65,15 +95,14 @@ class FrameStream:
             position += take
             if self._have < self._needed:
                 return
-            whole = self._buffer
-            consumed, needed = self._parse(memoryview(whole)[: self._have])
+            buffer, self._buffer = self._buffer, _NOTHING
+            have, self._have = self._have, 0
+            consumed, needed = self._parse(buffer[:have])
+            if not consumed and not self.stopped:  # it was only the header
+                self._keep(buffer[:have], needed)
+            self._spare.give_back(buffer)
             if self.stopped:
                 return
-            if consumed:
-                self._have = 0
-                self._buffer = bytearray()
-            else:  # it was only the header
-                self._keep(memoryview(whole)[: self._have], needed)
         if position:
             data = data[position:]
         consumed, needed = self._parse(data)
@@ -84,7 +113,7 @@ class FrameStream:
         """Keep the beginning of a frame, until it has `needed` bytes."""
         self._needed = needed
         self._have = len(beginning)
-        self._buffer = bytearray(needed)
+        self._buffer = self._spare.take(needed)
         self._buffer[: self._have] = beginning
 
     def _parse(self, data: memoryview) -> tuple[int, int]:
@@ -97,8 +126,8 @@ class RequestStream(FrameStream):
 
     __slots__ = ("_taken",)
 
-    def __init__(self, taken: Callable[[Request], None]) -> None:
-        super().__init__(REQUEST_BYTES)
+    def __init__(self, taken: Callable[[Request], None], spare: SpareBuffers) -> None:
+        super().__init__(spare)
         self._taken = taken
 
     def _parse(self, data: memoryview) -> tuple[int, int]:
@@ -163,8 +192,8 @@ class AnswerStream(FrameStream):
 
     __slots__ = ("_taken",)
 
-    def __init__(self, taken: Callable[[Answer], None]) -> None:
-        super().__init__(ANSWER_BYTES)
+    def __init__(self, taken: Callable[[Answer], None], spare: SpareBuffers) -> None:
+        super().__init__(spare)
         self._taken = taken
 
     def _parse(self, data: memoryview) -> tuple[int, int]:

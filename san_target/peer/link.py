@@ -18,6 +18,7 @@ import structlog
 
 from san_target.peer import messages
 from san_target.peer.caller import CallerConnection, LinkError, connect, new_nonce
+from san_target.peer.frame_stream import SpareBuffers
 from san_target.peer.frames import GOOD, Answer, FrameError, Operation, Payload, Request, Status, pack_request
 from san_target.peer.handshake import Code
 from san_target.peer.lanes import LANE_OF_OPERATION, Lane, LaneLimits, LaneName
@@ -108,6 +109,7 @@ class PeerLink:
         "_queued",
         "_reported",
         "_scheduled",
+        "_spare",
         "_task",
         "_ticks",
         "_up",
@@ -131,9 +133,10 @@ class PeerLink:
         incarnation: int,
         address: str,
         request_ids: Iterator[int],
+        spare: SpareBuffers,
         on_change: "Callable[[PeerLink], None] | None" = None,
     ) -> None:
-        """request_ids: shared by all links of this life of this member. on_change: called when the link goes up or
+        """request_ids, spare: shared by all links of this life of this member. on_change: called when the link goes up or
         down. Starts connecting at once; `stop` ends it."""
         self.name: Final = name
         self.incarnation: Final = incarnation
@@ -148,6 +151,7 @@ class PeerLink:
         self._network = network
         self._own = own
         self._ids = request_ids
+        self._spare = spare
         self._on_change = on_change
         self._loop = asyncio.get_running_loop()
         self._waiting: tuple[deque[_Waiter], ...] = tuple(deque() for _ in LaneName)
@@ -386,7 +390,9 @@ class PeerLink:
         while True:
             self.state = "connecting"
             nonce = new_nonce(self._network)
-            connection = CallerConnection(self._own, self.name, self.incarnation, nonce, self._answered, self._ended)
+            connection = CallerConnection(
+                self._own, self.name, self.incarnation, nonce, self._answered, self._ended, self._spare
+            )
             self._connection = connection
             try:
                 welcome = await connect(self._network, self.address, connection, CONNECT_S, WELCOME_S)

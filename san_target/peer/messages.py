@@ -133,8 +133,23 @@ class EndSessions(Message, frozen=True):
     address: str = ""
 
 
+class SyncUnit(Message, frozen=True):
+    """Done when your unit of this volume is in the state of this epoch, or a later one, and what that ends has ended."""
+
+    volume_id: str
+    epoch: int
+
+
+class BindUnit(Message, frozen=True):
+    """Somebody is about to be kept out of this volume: from now on, do not serve it without your lease."""
+
+    volume_id: str
+
+
 AnyMessage = (
     Done
+    | SyncUnit
+    | BindUnit
     | FenceIngress
     | EndSessions
     | TicketRequest

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from san_target.peer.frame_stream import SpareBuffers
 from san_target.peer.link import PeerLink, PeerUnreachable
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class Peers:
         self._own: OwnIdentity | None = None
         self._links: dict[str, PeerLink] = {}
         self._request_ids = itertools.count(1)
+        self._spare = SpareBuffers()
 
     def begin(self, own: "OwnIdentity") -> None:
         """A life of this member begins: `follow` may be called."""
@@ -54,7 +56,14 @@ class Peers:
         for name, member in wanted.items():
             if name not in self._links:
                 self._links[name] = PeerLink(
-                    self._network, own, name, member.incarnation, member.peer, self._request_ids, self._on_change
+                    self._network,
+                    own,
+                    name,
+                    member.incarnation,
+                    member.peer,
+                    self._request_ids,
+                    self._spare,
+                    self._on_change,
                 )
 
     def link(self, member: str) -> PeerLink | None:

@@ -97,7 +97,7 @@ class ServedLink:
         self._transport = transport
         self._answering = answering
         self._handshake = HandshakeStream()
-        self._stream = RequestStream(self._request)
+        self._stream = RequestStream(self._request, service.spare_buffers)
         self._loop = asyncio.get_running_loop()
         lanes = [Lane(each) for each in LIMITS]
         self._by_operation = [lanes[LANE_OF_OPERATION[operation]] for operation in Operation]

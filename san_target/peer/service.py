@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
+from san_target.peer.frame_stream import SpareBuffers
 from san_target.peer.frames import Answer, Request
 from san_target.peer.handshake import NONCE_BYTES, Answering, Code, Hello, Refused, Standing, judge
 from san_target.peer.messages import Message
@@ -78,6 +79,7 @@ class PeerService:
     def __init__(self, network: "PeerNetwork", handler: Handler) -> None:
         self.handler: Final = handler
         self.memory: Final = AnswerMemory()
+        self.spare_buffers: Final = SpareBuffers()
         self._network = network
         self._own: OwnIdentity | None = None
         self._known: Callable[[str], int | None] = lambda _name: None

@@ -15,12 +15,14 @@ import msgspec
 from msgspec import Meta, Struct
 
 from san_target.group.portal_addresses import split_address
+from san_target.server.peer_tls import CertificateError, PeerTls, make_peer_tls
 from san_target.session.parameters import TargetLimits
 from san_target.session.target import Access, Credentials
 
 DEFAULT_PORTALS = ("0.0.0.0:3260",)
 DEFAULT_ADMIN = "127.0.0.1:3280"
 DEFAULT_GROUP = "san-target"
+PEER_TLS_KEYS = ("peer_tls_ca", "peer_tls_cert", "peer_tls_key")
 
 _USUAL = TargetLimits()
 # RFC 7143 13.12 to 13.14: 512 to 2**24 - 1 bytes.
@@ -69,6 +71,8 @@ class MemberConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     advertise        the portals as initiators reach them, where that differs: one for each portal, or one for all
     admin            where the HTTP API is served
     peer             where other members of the group reach this one
+    peer_tls_ca, peer_tls_cert, peer_tls_key   PEM files, for TLS between members: the authority whose certificates they
+                     show each other, this member's certificate, and its key; all or none, and the same at all members
     store            "" = the file group.sqlite in the pool's directory
     api_token_file   its first line is the API token; "" = no token, and then the API stays on loopback
     weak_chap        accept CHAP with MD5 and SHA1, which old initiators need
@@ -83,6 +87,9 @@ class MemberConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     advertise: tuple[str, ...] = ()
     admin: str = DEFAULT_ADMIN
     peer: str = ""
+    peer_tls_ca: str = ""
+    peer_tls_cert: str = ""
+    peer_tls_key: str = ""
     store: str = ""
     group: str = DEFAULT_GROUP
     api_token_file: str = ""
@@ -162,6 +169,8 @@ def _problem(config: MemberConfig) -> str:
     for key, address in addresses:
         if split_address(address) is None:
             return f"{key}: {address!r} is no HOST:PORT; write 127.0.0.1:3260 or [::1]:3260"
+    if problem := _peer_tls_problem(config):
+        return problem
     if len(set(config.portals)) != len(config.portals):
         return "portals: an address is given twice"
     if len(config.advertise) not in (0, 1, len(config.portals)):
@@ -170,6 +179,16 @@ def _problem(config: MemberConfig) -> str:
         return "limits.first_burst_length: must not be greater than limits.max_burst_length (RFC 7143 13.14)"
     if config.discovery_mutual_chap is not None and not config.discovery_chap:
         return "discovery_mutual_chap: needs discovery_chap too"
+    return ""
+
+
+def _peer_tls_problem(config: MemberConfig) -> str:
+    given = {key: getattr(config, key) for key in PEER_TLS_KEYS}
+    missing = [key for key, path in given.items() if not path]
+    if missing and len(missing) < len(given):
+        return f"{missing[0]}: must be given too; TLS between members needs {', '.join(PEER_TLS_KEYS)}"
+    if config.peer_tls_ca and not config.peer:
+        return "peer_tls_ca: needs peer, the address where other members reach this one"
     return ""
 
 
@@ -204,6 +223,16 @@ def read_secret(path: str, what: str) -> str:
 
 def api_token(config: MemberConfig) -> str | None:
     return read_secret(config.api_token_file, "api_token_file") if config.api_token_file else None
+
+
+def peer_tls(config: MemberConfig) -> PeerTls | None:
+    """The certificates for connections between members; None: plain ones. ConfigError for files that cannot be used."""
+    if not config.peer_tls_ca:
+        return None
+    try:
+        return make_peer_tls(config.peer_tls_ca, config.peer_tls_cert, config.peer_tls_key)
+    except CertificateError as error:
+        raise ConfigError(f"peer_tls_{error}") from None
 
 
 def discovery_access(config: MemberConfig) -> Access:

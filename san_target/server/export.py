@@ -4,26 +4,29 @@ A volume that cannot be served still has its target: logins are told to try agai
 and `reason` says to the operator what is wrong. Nothing here touches another volume.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import msgspec
 import structlog
 
+from san_target.group.volume_size import shown_blocks, shown_bytes
 from san_target.group.volumes import CREATING
-from san_target.metadata.schema import ChapRecord, PlacementRecord, ReservationsRecord, VolumeRecord
+from san_target.metadata.schema import ChapRecord, ReservationsRecord, VolumeRecord
 from san_target.scsi import sense
 from san_target.scsi.identity import Identity
 from san_target.scsi.logical_unit import LogicalUnit
 from san_target.server.absent import AbsentDevice
 from san_target.server.fencing import abort_tasks, drain_tasks, end_sessions
 from san_target.server.sessions import SessionTable
+from san_target.server.volume_blocks import NotServable, bring
 from san_target.session.target import Access, Credentials, Target
-from san_target.storage.records import HELD, HeldRange, HeldRecord, PoolError
+from san_target.storage.late_file import LateFile
+from san_target.storage.records import HeldRange, PoolError, cut
 from san_target.volume.device import Unavailable, VolumeError
-from san_target.volume.partition_map import MapSnapshot, PartitionMap, PartitionMapError
-from san_target.volume.router import Served, served_ranges
+from san_target.volume.forward import Forwarder
+from san_target.volume.local import LocalBlocks
+from san_target.volume.partition_map import MapSnapshot, PartitionMapError
 from san_target.volume.volume import Volume
 
 if TYPE_CHECKING:
@@ -33,21 +36,21 @@ if TYPE_CHECKING:
     from san_target.session.session import Session
     from san_target.storage.pool import Pool, PoolVolume
     from san_target.storage.threads import Threads
+    from san_target.volume.stored_map import StoredMap
 
 log = structlog.get_logger()
 
-Placements = tuple[tuple[int, PlacementRecord], ...]
-INCOMPLETE = "the pool does not hold all of its blocks; restore the pool or the store from a backup"
 INQUIRY_DATA_CHANGED = sense.Condition(0x6, 0x3F, 0x03)  # SPC-4 table 56
-
-
-class NotServable(Exception):
-    """Why a volume cannot be served here, for the operator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What all volumes of a member share. services_for: by volume id; load_reservations: None = nothing stored."""
+    """What all volumes of a member share.
+
+    services_for: by volume id. stored_state: of a unit, and its epoch; None: nothing was ever stored. power_lost:
+    nobody served the group's volumes before this member. forwarder_for: by volume id and block size, the way to the
+    blocks of other members. owned: what is open here, by the bytes of its id.
+    """
 
     member_name: str
     portal_group_tag: int
@@ -56,24 +59,33 @@ class Surroundings:
     directory: "TargetDirectory"
     background: "Background"
     services_for: Callable[[str], "Services"]
-    load_reservations: Callable[[str], Awaitable[ReservationsRecord | None]]
+    stored_state: Callable[[str], tuple[ReservationsRecord, int] | None]
+    power_lost: Callable[[], bool]
+    forwarder_for: Callable[[str, int], Forwarder | None]
+    owned: "dict[bytes, Export]"
 
 
 class Export:
     """A volume at this member. reason: "" while it is served, else why it is not; failed_change: the last change of its
-    record that could not be carried out, and why."""
+    record that could not be carried out, and why.
 
-    def __init__(self, surroundings: Surroundings, record: VolumeRecord, placements: Placements) -> None:
+    record, stored_map: what the store says; stored_map goes on with the store, `snapshot` is the map that is served by.
+    """
+
+    def __init__(self, surroundings: Surroundings, record: VolumeRecord, stored_map: "StoredMap") -> None:
         self._around = surroundings
         self.record = record
-        self.placements = placements
+        self.stored_map = stored_map
+        self.snapshot: MapSnapshot | None = None
         self.reason = "it is being opened"
         self.failed_change = ""
         self.sessions = SessionTable()
         self._volume: Volume | None = None
-        self._held: PoolVolume | None = None
+        self._held: PoolVolume | None = None  # None: nothing of it is in this pool
+        self._file: LateFile | None = None  # in its place, then
+        self._brought: tuple[object, ...] | None = None
         unit = LogicalUnit(
-            AbsentDevice(record.block_size, record.size_bytes // record.block_size, self.reason),
+            AbsentDevice(record.block_size, shown_blocks(record), self.reason),
             self.identity,
             services=surroundings.services_for(record.id),
         )
@@ -107,14 +119,68 @@ class Export:
         refusal = self._volume.refusal if self._volume is not None else ""
         return self.failed_change or (f"writes are refused: {refusal}" if refusal else "")
 
+    @property
+    def held(self) -> tuple[HeldRange, ...]:
+        """What of it lies in this pool."""
+        return () if self._held is None else self._held.held
+
     def allocated_bytes(self) -> int:
         """Pool space taken here."""
         return 0 if self._held is None or self._held.file.failed else self._held.file.allocated_bytes()
 
+    # What it is to other members --------------------------------------------------------------------------------------
+
+    @property
+    def local(self) -> LocalBlocks:
+        """See `volume.owner.OwnedVolume`."""
+        if self._volume is None:
+            raise AssertionError("a volume that is not open has no blocks")
+        return self._volume.local
+
+    @property
+    def revision(self) -> int:
+        return 0 if self._volume is None else self._volume.revision
+
+    @property
+    def epoch(self) -> int:
+        return self.target.unit.shared.epoch
+
+    # What the store says ----------------------------------------------------------------------------------------------
+
+    async def take(self, record: VolumeRecord, stored_map: "StoredMap") -> None:
+        """Take over what the store says of it now: open it if it is not open yet, and carry out what has changed.
+
+        StoreError, Unavailable: not now, the store is away.
+        """
+        if self._volume is None:
+            self.record, self.stored_map = record, stored_map
+            self.target.access = access_of(record)
+            self._around.directory.put(self.target, record.multipath)
+            await self._try_open()
+        else:
+            await self._change(self._volume, record, stored_map)
+
+    def has_carried_out(self, record: VolumeRecord) -> bool:
+        """Does the pool hold what this record asks of it?"""
+        return self._brought == self._asked(record)
+
+    def _asked(self, record: VolumeRecord) -> tuple[object, ...]:
+        """What a record asks of this pool."""
+        is_asked = self._around.member_name in record.unconfirmed
+        return record.state, record.size_bytes, record.growing_from_bytes, record.shrinking, is_asked
+
+    async def _bring(self, record: VolumeRecord, stored_map: "StoredMap") -> None:
+        """The pool, where it is not as asked for yet. Later changes of the map alone are the business of migrations."""
+        if self.has_carried_out(record):
+            return
+        self._held = await bring(self._around.pool, record, stored_map.whole(), self._around.member_name)
+        self._brought = self._asked(record)
+        if self._held is not None and self._file is not None:
+            self._file.file = self._held.file
+
     # Opening ----------------------------------------------------------------------------------------------------------
 
-    async def open(self) -> bool:
-        """Begin to serve. False: it cannot be, see `reason`. StoreError, Unavailable: not now, the store is away."""
+    async def _try_open(self) -> None:
         try:
             await self._open()
         except Unavailable:
@@ -122,52 +188,43 @@ class Export:
         except (NotServable, PoolError, PartitionMapError, VolumeError, ValueError) as error:
             self.reason = str(error)
             log.error("volume is not served", volume=self.record.name, reason=self.reason)
-            return False
-        self.reason = ""
-        self.target.ready = True
-        log.info("volume is served", volume=self.record.name, target=self.record.iqn, bytes=self.record.size_bytes)
-        return True
+            return
+        if self._volume is not None:
+            self.reason = ""
+            self.target.ready = True
+            size_bytes = shown_bytes(self.record)
+            log.info("volume is served", volume=self.record.name, target=self.record.iqn, bytes=size_bytes)
 
     async def _open(self) -> None:
-        record = self.record
-        snapshot = self._snapshot()
-        elsewhere = sorted({placement.owner for _, placement in self.placements} - {self._around.member_name})
-        if elsewhere:
-            raise NotServable(f"its blocks are at member {', '.join(elsewhere)}: log in there")
-        held = await self._pool_volume()
-        if served_ranges(snapshot, self._around.member_name, held.held) != (Served(0, snapshot.blocks),):
-            raise NotServable(INCOMPLETE)
+        record, stored_map = self.record, self.stored_map
+        await self._bring(record, stored_map)
+        if record.state == CREATING:
+            others = ", ".join(sorted({*record.unconfirmed} - {self._around.member_name}))
+            self.reason = f"it is being made at member {others}" if others else "it is being made"
+            if record.failure:
+                self.reason += f" ({record.failure})"
+            return
+        snapshot = stored_map.snapshot(shown_blocks(record))
         volume = Volume(
             record.id,
             record.block_size,
             snapshot.blocks,
             snapshot,
             self._around.member_name,
-            held.file,
-            held.held,
+            self._held.file if self._held is not None else self._late_file(),
+            self.held,
             self._around.threads,
             self._around.pool.journal,
+            remote=self._around.forwarder_for(record.id, record.block_size),
+            revision=stored_map.revision,
         )
         unit = await self._unit(volume)
-        self._held, self._volume, self.target.unit = held, volume, unit
+        self.snapshot, self._volume, self.target.unit = snapshot, volume, unit
+        self._around.owned[bytes.fromhex(record.id)] = self
 
-    async def _pool_volume(self) -> "PoolVolume":
-        """The blocks in the pool: made if the volume is new, resized if a resize was interrupted."""
-        record, pool = self.record, self._around.pool
-        if record.state == CREATING:
-            held = held_by(self._around.member_name, self.placements)
-            return await pool.create_volume(record.id, record.size_bytes, record.block_size, held)
-        found = pool.open_volume(record.id)
-        if found.record.block_size != record.block_size:
-            raise NotServable(
-                f"the pool has it with blocks of {found.record.block_size} bytes, the store with {record.block_size}; "
-                "restore one of them from a backup"
-            )
-        if not _is_whole(found.record):
-            raise NotServable(INCOMPLETE)  # said before anything is changed
-        if found.record.size_bytes != record.size_bytes:
-            found = await pool.resize_volume(record.id, record.size_bytes, self.placements[-1][1].generation)
-        return found
+    def _late_file(self) -> LateFile:
+        self._file = LateFile(self.record.size_bytes)
+        return self._file
 
     async def _unit(self, volume: Volume) -> LogicalUnit:
         record, target = self.record, self.target
@@ -179,30 +236,42 @@ class Export:
             removable=record.removable,
             write_through=record.write_through,
         )
-        stored = await self._around.load_reservations(record.id)
-        if stored is not None:
-            unit.reservations.load(stored, power_lost=True)
-            # What a restart ended must not come back with a later look at the store.
-            if unit.reservations.record() != stored:
-                await self._around.services_for(record.id).save_reservations(unit.reservations.record())
+        # Between the last look and the moment at which the unit is told of changes there is no waiting.
+        while (stored := self._around.stored_state(record.id)) is not None and stored[1] != unit.shared.epoch:
+            state, epoch = stored
+            unit.shared.load(state, epoch, power_lost=self._around.power_lost())
+            if unit.shared.record != state:
+                # What a restart ended must not come back with a later look at the store.
+                unit.shared.epoch = await unit.services.save_reservations(unit.shared.record, epoch)
+                break
+        unit.drop_sessions = self._drop_sessions
         unit.abort_tasks = lambda nexuses: abort_tasks(target, nexuses)
         unit.reservations.drain = lambda nexuses: drain_tasks(target, nexuses)
         return unit
 
-    def _snapshot(self) -> MapSnapshot:
-        blocks = self.record.size_bytes // self.record.block_size
-        return PartitionMap.from_records(blocks, self.placements).snapshot()
+    def _drop_sessions(self) -> None:
+        self._around.background.spawn(end_sessions(self.target, "target cold reset"))
 
     # Changes ----------------------------------------------------------------------------------------------------------
 
-    async def change(self, record: VolumeRecord, placements: Placements) -> None:
-        """Take over a changed record and map. What fails is told in `failed_change`; the rest goes on as before."""
-        old = self.record
+    async def _change(self, volume: Volume, record: VolumeRecord, stored_map: "StoredMap") -> None:
+        """What fails is told in `failed_change`; the rest goes on as before."""
+        old, self.record, self.stored_map = self.record, record, stored_map
         self.target.access = access_of(record)
         self._around.directory.put(self.target, record.multipath)
-        if self._volume is None:
-            self.record, self.placements = record, placements
-            return
+        self._change_flags(old, record)
+        try:
+            if record.write_through and not old.write_through:
+                # Hosts stop flushing once they hear of it, so what was acknowledged before must be durable too.
+                await volume.flush(0, volume.blocks)
+            await self._move_to(volume, record, stored_map)
+            self.failed_change = ""
+        except (NotServable, PoolError, PartitionMapError, VolumeError) as error:
+            if self.failed_change != str(error):
+                log.error("volume could not be changed", volume=record.name, reason=str(error))
+            self.failed_change = str(error)
+
+    def _change_flags(self, old: VolumeRecord, record: VolumeRecord) -> None:
         unit = self.target.unit
         if (record.read_only, record.write_through) != (old.read_only, old.write_through):
             unit.read_only, unit.write_through = record.read_only, record.write_through
@@ -213,44 +282,24 @@ class Export:
             unit.preventing.clear()
             unit.set_medium(unit.stopped, False)
             unit.establish(INQUIRY_DATA_CHANGED)
-        try:
-            if record.write_through and not old.write_through:
-                # Hosts stop flushing once they hear of it, so what was acknowledged before must be durable too.
-                await self._volume.flush(0, self._volume.blocks)
-            await self._move_to(self._volume, record, placements)
-            self.failed_change = ""
-        except (PoolError, PartitionMapError, VolumeError) as error:
-            self.failed_change = str(error)
-            log.error("volume could not be changed", volume=record.name, reason=self.failed_change)
-            self.record = msgspec.structs.replace(record, size_bytes=old.size_bytes)
 
-    async def _move_to(self, volume: Volume, record: VolumeRecord, placements: Placements) -> None:
-        """The blocks: size and map."""
-        old_record, old_placements = self.record, self.placements
-        self.record, self.placements = record, placements
-        try:
-            snapshot = self._snapshot()
-            if record.size_bytes != old_record.size_bytes:
-                await self._resize(volume, snapshot, placements[-1][1].generation)
-            elif placements != old_placements and self._held is not None:
-                volume.update(snapshot, self._held.held)
-        except BaseException:
-            self.record, self.placements = old_record, old_placements
-            raise
-
-    async def _resize(self, volume: Volume, snapshot: MapSnapshot, generation: int) -> None:
-        """Blocks are there before they can be asked for, and nobody uses them any more before they go."""
-        pool, record = self._around.pool, self.record
-        if snapshot.blocks <= volume.blocks:  # equal: a shrink that got no further than this is tried again
-            await volume.resize(snapshot.blocks)
+    async def _move_to(self, volume: Volume, record: VolumeRecord, stored_map: "StoredMap") -> None:
+        """The blocks: size and map. They are there before they can be asked for, and nobody uses them any more before
+        they go."""
+        snapshot, revision = stored_map.snapshot(shown_blocks(record)), stored_map.revision
+        old_blocks = volume.blocks
+        if snapshot.blocks < old_blocks:
+            await volume.resize(snapshot.blocks, snapshot, cut(self.held, snapshot.blocks), revision)
             self.target.unit.capacity_changed()
-            self._held = await pool.resize_volume(record.id, record.size_bytes, generation)
-            volume.update(snapshot, self._held.held)
+        await self._bring(record, stored_map)
+        if snapshot.blocks > old_blocks:
+            await volume.resize(snapshot.blocks, snapshot, self.held, revision)
+            self.target.unit.capacity_changed()
         else:
-            self._held = await pool.resize_volume(record.id, record.size_bytes, generation)
-            await volume.resize(snapshot.blocks, snapshot, self._held.held)
-            self.target.unit.capacity_changed()
-        log.info("volume has a new size", volume=record.name, bytes=record.size_bytes)
+            volume.update(snapshot, self.held, revision)
+        self.snapshot = snapshot
+        if snapshot.blocks != old_blocks:
+            log.info("volume has a new size", volume=record.name, bytes=shown_bytes(record))
 
     # The end ----------------------------------------------------------------------------------------------------------
 
@@ -265,16 +314,17 @@ class Export:
 
         self.sessions.withdrawn = refuse
         await end_sessions(self.target, reason)
+        self._around.owned.pop(bytes.fromhex(self.record.id), None)
         if self._volume is not None:
             # A SANITIZE outlives sessions, and must not reach a file (or what is opened next) that is being closed.
             self._volume.retire()
             await self._volume.drain()
 
     async def flush(self) -> None:
-        """Everything acknowledged is on stable storage. VolumeError."""
+        """Everything acknowledged that is here is on stable storage. VolumeError."""
         if self._volume is not None:
             await self._volume.drain()
-            await self._volume.flush(0, self._volume.blocks)
+            await self._volume.local.flush(0, self._volume.blocks)
 
 
 def access_of(record: VolumeRecord) -> Access:
@@ -287,22 +337,3 @@ def access_of(record: VolumeRecord) -> Access:
 
 def _credentials(user: ChapRecord) -> Credentials:
     return Credentials(user.user, user.secret.encode())
-
-
-def _is_whole(record: HeldRecord) -> bool:
-    """Every block of the size that the record knows is here."""
-    end_lba = 0
-    for piece in record.held:
-        if piece.start_lba != end_lba or piece.state != HELD:
-            return False
-        end_lba = piece.end_lba
-    return end_lba * record.block_size == record.size_bytes
-
-
-def held_by(member_name: str, placements: Placements) -> tuple[HeldRange, ...]:
-    """What a new volume's pool holds: everything that the map gives to this member."""
-    return tuple(
-        HeldRange(start, placement.end_lba, placement.generation)
-        for start, placement in placements
-        if placement.owner == member_name
-    )

@@ -1,25 +1,29 @@
-"""All volumes of this member, kept as the store says: read once, then followed by a watch over whole revisions.
+"""All volumes of this member, kept as the store says: what the follower of the store tells is carried out here.
 
 Each volume is brought to its latest record and map by its own task, one at a time, so that a volume that waits (for a
-disk, for sessions to end) holds up no other. What is read is a state, not a list of steps: a task that was interrupted
+disk, for sessions to end) holds up no other. What is known is a state, not a list of steps: a task that was interrupted
 anywhere does the rest the next time.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from san_target.group.errors import AdministrationError
-from san_target.group.volumes import CREATING, DELETING, Volumes, start_lba
+from san_target.group.follower import StoreFollower
+from san_target.group.map_records import entry_of, start_lba
+from san_target.group.volumes import DELETING, Volumes
 from san_target.metadata.schema import GROUP_KEY, GroupRecord, PlacementRecord, VolumeRecord, decode, reservations_key
-from san_target.metadata.store import Event, Item, RevisionCompacted, Snapshot, Store, StoreError
+from san_target.metadata.store import Event, Item, StoreError
 from san_target.server.export import Export, Surroundings
 from san_target.server.sessions import add_counters
 from san_target.session.session import Counters
 from san_target.storage.records import PoolError
 from san_target.volume.device import Unavailable, VolumeError
+from san_target.volume.stored_map import StoredMap
 
 if TYPE_CHECKING:
     from san_target.scsi.logical_unit import LogicalUnit
@@ -27,130 +31,178 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-RESERVATIONS_PREFIX = reservations_key("")
-RETRY_S = 1.0
-RETRY_DELETION_S = 30.0
-OPENED_AT_ONCE = 16
+KINDS: Final = ("group", "volumes", "maps")
+VOLUMES: Final = "volumes"
+MAPS: Final = "maps"
+RESERVATIONS_PREFIX: Final = reservations_key("")
+RETRY_S: Final = 1.0
+RETRY_FAILED_S: Final = 30.0
+OPENED_AT_ONCE: Final = 16
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the store says. A volume that is being deleted needs no map any more."""
+
+    group: GroupRecord | None = None
+    records: dict[str, VolumeRecord] = field(default_factory=dict)
+    maps: dict[str, StoredMap] = field(default_factory=dict)
+
+    def put(self, key: str, item: Item | None) -> str:
+        """A key other than a map's; returns the volume concerned, or ""."""
+        if key == GROUP_KEY and item is not None:
+            self.group = decode(GroupRecord, item.value, key)
+        kind, _, volume_id = key.partition("/")
+        if kind != VOLUMES:
+            return ""
+        if item is None:
+            self.records.pop(volume_id, None)
+        else:
+            record = self.records[volume_id] = decode(VolumeRecord, item.value, key)
+            if record.state == DELETING:
+                self.maps.pop(volume_id, None)
+        return volume_id
+
+    def is_deleting(self, volume_id: str) -> bool:
+        record = self.records.get(volume_id)
+        return record is not None and record.state == DELETING
 
 
 class Exports:
-    """by_id: the volumes served, or shown as not ready. ended, ended_logins: counts of volumes that are gone.
-
-    store_problem: why the store cannot be followed now, or "".
-    """
+    """A consumer of the follower. by_id: the volumes served, or shown as not ready. ended, ended_logins: counts of
+    volumes that are gone."""
 
     def __init__(
-        self, store: Store, volumes: Volumes, group: GroupRecord, surroundings: Surroundings, environment: "Environment"
+        self,
+        follower: StoreFollower,
+        volumes: Volumes,
+        group: GroupRecord,
+        surroundings: Surroundings,
+        environment: "Environment",
     ) -> None:
-        self._store = store
+        self._follower = follower
         self._volumes = volumes
         self._around = surroundings
         self._environment = environment
-        self._records: dict[str, VolumeRecord] = {}
-        self._maps: dict[str, dict[int, PlacementRecord]] = {}
-        self._revision = 0
+        self._known = _Known(group)
+        self._read = _Known(group)
         self._dirty: set[str] = set()
         self._working: set[str] = set()
-        self._progress = asyncio.Condition()
+        self._retrying: set[str] = set()
+        self._progress = follower.progress
         self._gate = asyncio.Semaphore(OPENED_AT_ONCE)
         self.group = group
         self.by_id: dict[str, Export] = {}
         self.ended = Counters()
         self.ended_logins = 0
-        self.store_problem = ""
+        follower.add(KINDS, self)
+        follower.before = self._note
+
+    @property
+    def store_problem(self) -> str:
+        """Why the store cannot be followed now, or ""."""
+        return self._follower.problem
+
+    def record(self, volume_id: str) -> VolumeRecord | None:
+        return self._known.records.get(volume_id)
+
+    def stored_map(self, volume_id: str) -> StoredMap | None:
+        return self._known.maps.get(volume_id)
 
     # Following the store ----------------------------------------------------------------------------------------------
 
-    async def load(self, snapshot: Snapshot) -> None:
-        """Take over the whole store as read by `range("")`; returns when every volume is served or known not to be."""
-        self._replace(snapshot)
-        await self._until(lambda: not self._dirty and not self._working)
+    async def _note(self, revision: int, events: Sequence[Event]) -> None:
+        """The pool remembers, before anything is done, that the store has come this far.
 
-    async def follow(self) -> None:
-        """Carry out every later change, until the store is closed. Outages of the store are waited out."""
-        while True:
+        With reservations too: an older store would let in whom they keep out.
+        """
+        if any(event.key.startswith(("volumes/", "maps/", RESERVATIONS_PREFIX)) for event in events):
             try:
-                async for batch in self._store.watch("", self._revision + 1):
-                    if batch.revision <= self._revision:
-                        continue  # everything was read again meanwhile
-                    dirty = self._take(batch.events)
-                    # Reservations too: an older store would let in whom they keep out.
-                    if dirty or any(event.key.startswith(RESERVATIONS_PREFIX) for event in batch.events):
-                        await self._note(batch.revision)
-                    self._revision = batch.revision
-                    self._kick(dirty)
-                    self.store_problem = ""
-                    await self._tell()
-                return
-            except RevisionCompacted:
-                log.info("the store's history was shortened meanwhile; reading everything again")
-                await self.reload()
-            except StoreError as error:
-                if not self.store_problem:
-                    log.error("the store cannot be followed", reason=str(error))
-                self.store_problem = str(error)
-                await self._environment.sleep(RETRY_S)
+                await self._around.pool.note_revision(revision)
+            except PoolError as error:
+                log.error("the pool cannot be written", reason=str(error))
 
-    async def reload(self) -> None:
-        """Read everything again, and carry out what differs."""
-        try:
-            self._replace(await self._store.range(""))
-        except StoreError as error:
-            self.store_problem = str(error)
-            await self._environment.sleep(RETRY_S)
+    def begin(self) -> None:
+        self._read = _Known()
+
+    def read(self, items: Sequence[Item]) -> None:
+        concerned: dict[str, StoredMap] = {}
+        for item in items:
+            kind, _, rest = item.key.partition("/")
+            if kind != MAPS:
+                self._read.put(item.key, item)
+                continue
+            volume_id = rest.partition("/")[0]  # maps are read before records, by the order of keys
+            entry = entry_of(item)
+            stored_map = concerned[volume_id] = self._read.maps.setdefault(volume_id, StoredMap())
+            stored_map.append(entry.start, entry.placement, entry.revision)
+        for stored_map in concerned.values():
+            stored_map.completed()
+
+    def complete(self, revision: int) -> None:
+        before, self._known, self._read = self._known, self._read, _Known()
+        self.group = self._known.group or self.group
+        self._kick({*before.records, *before.maps, *self._known.records, *self._known.maps})
+
+    def take(self, revision: int, events: Sequence[Event]) -> None:
+        dirty: set[str] = set()
+        maps: dict[str, dict[int, PlacementRecord | None]] = {}
+        for event in events:
+            kind, _, rest = event.key.partition("/")
+            if kind == MAPS:
+                placement = None if event.item is None else decode(PlacementRecord, event.item.value, event.key)
+                maps.setdefault(rest.partition("/")[0], {})[start_lba(event.key)] = placement
+            else:
+                dirty.add(self._known.put(event.key, event.item))
+        for volume_id, changes in maps.items():
+            if not self._known.is_deleting(volume_id):
+                stored_map = self._known.maps.setdefault(volume_id, StoredMap())
+                stored_map.apply(changes, revision)
+                if not len(stored_map):
+                    del self._known.maps[volume_id]
+        self.group = self._known.group or self.group
+        self._kick((dirty | maps.keys()) - {""})
+
+    async def opened(self) -> None:
+        """Return when every volume is served or known not to be, also those that only waited for this member."""
+        me = self._around.member_name
+        await self._progress.until(
+            lambda: (
+                not self._dirty
+                and not self._working
+                and not any(one.unconfirmed == (me,) and not one.failure for one in self._known.records.values())
+            )
+        )
 
     async def settled(self, volume_id: str, revision: int) -> None:
         """Return when the volume is as the store says at `revision` (or cannot be: see its export)."""
-        await self._until(
-            lambda: self._revision >= revision and volume_id not in self._dirty and volume_id not in self._working
-        )
+        await self._progress.until(lambda: self._is_settled(volume_id, revision))
 
-    def _replace(self, snapshot: Snapshot) -> None:
-        known = set(self._records)
-        self._records.clear()
-        self._maps.clear()
-        dirty = self._take(Event(item.key, item) for item in snapshot.items)
-        self._revision = snapshot.revision
-        self._kick(known | dirty)
+    async def carried_out(self, volume_id: str, revision: int) -> VolumeRecord | None:
+        """Return when every member has carried out what the store asks at `revision`, or one of them cannot.
 
-    def _take(self, events: Iterable[Event]) -> set[str]:
-        """Remember what changed; returns the volumes concerned."""
-        dirty = set()
-        for event in events:
-            kind, _, rest = event.key.partition("/")
-            volume_id = rest.partition("/")[0]
-            if kind == "volumes":
-                self._take_record(volume_id, event.key, event.item)
-            elif kind == "maps":
-                self._take_placement(volume_id, event.key, event.item)
-            else:
-                if event.key == GROUP_KEY and event.item is not None:
-                    self.group = decode(GroupRecord, event.item.value, event.key)
-                continue
-            dirty.add(volume_id)
-        return dirty
+        None: there is no such volume any more.
+        """
 
-    def _take_record(self, volume_id: str, key: str, item: Item | None) -> None:
-        if item is None:
-            self._records.pop(volume_id, None)
-        else:
-            self._records[volume_id] = decode(VolumeRecord, item.value, key)
+        def is_over() -> bool:
+            record = self._known.records.get(volume_id)
+            is_done = record is None or not record.unconfirmed or bool(record.failure)
+            return is_done and self._is_settled(volume_id, revision)
 
-    def _take_placement(self, volume_id: str, key: str, item: Item | None) -> None:
-        placements = self._maps.setdefault(volume_id, {})
-        if item is None:
-            placements.pop(start_lba(key), None)
-        else:
-            placements[start_lba(key)] = decode(PlacementRecord, item.value, key)
-        if not placements:
-            del self._maps[volume_id]
+        await self._progress.until(is_over)
+        return self._known.records.get(volume_id)
 
-    async def _note(self, revision: int) -> None:
-        """The pool remembers, before anything is done, that the store has come this far."""
-        try:
-            await self._around.pool.note_revision(revision)
-        except PoolError as error:
-            log.error("the pool cannot be written", reason=str(error))
+    async def gone(self, volume_id: str) -> None:
+        """Return when nothing is left of a volume being deleted."""
+        await self._progress.until(lambda: volume_id not in self._known.records)
+
+    def has_failed(self, volume_id: str) -> bool:
+        """Something of it could not be done here, and is tried again later."""
+        return volume_id in self._retrying
+
+    def _is_settled(self, volume_id: str, revision: int) -> bool:
+        busy = volume_id in self._dirty or volume_id in self._working
+        return self._follower.revision >= revision and not busy
 
     # One task for each volume -----------------------------------------------------------------------------------------
 
@@ -175,40 +227,41 @@ class Exports:
                 except PoolError as error:
                     reason = str(error)
                     log.error("the data of a deleted volume cannot be removed yet", volume_id=volume_id, reason=reason)
-                    self._around.background.spawn(self._retry(volume_id))
+                    self._retry_later(volume_id)
         finally:
             self._working.discard(volume_id)
-            await self._tell()
+            self._progress.tell()
 
     async def _bring(self, volume_id: str) -> None:
         """Make this volume what the store says of it now."""
-        record = self._records.get(volume_id)
-        placements = tuple(sorted(self._maps.get(volume_id, {}).items()))
-        export = self.by_id.get(volume_id)
+        record = self._known.records.get(volume_id)
         if record is None:
             # Its record is gone without a tombstone, so its data stays.
             await self._drop(volume_id, "the volume is gone")
         elif record.state == DELETING:
             await self._delete(volume_id)
-        elif export is None:
-            export = self.by_id[volume_id] = Export(self._around, record, placements)
-            await self._open(export)
-            await self._note_shrink(export, record)
         else:
-            await export.change(record, placements)
-            if not export.is_served:
-                await self._open(export)
-            await self._note_shrink(export, record)
+            stored_map = self._known.maps.get(volume_id) or StoredMap()
+            export = self.by_id.get(volume_id)
+            if export is None:
+                export = self.by_id[volume_id] = Export(self._around, record, stored_map)
+            if export.is_served:
+                await export.take(record, stored_map)
+            else:
+                async with self._gate:
+                    await export.take(record, stored_map)
+            await self._report(export, record)
 
-    async def _open(self, export: Export) -> None:
-        async with self._gate:
-            served = await export.open()
-        if served and export.record.state == CREATING:
-            await self._volumes.made(export.record.id)
-
-    async def _note_shrink(self, export: Export, record: VolumeRecord) -> None:
-        if record.shrinking and export.is_served and not export.failed_change:
-            await self._volumes.shrunk(record.id, record.size_bytes)
+    async def _report(self, export: Export, record: VolumeRecord) -> None:
+        """Tell the group what became of what this member was asked for."""
+        me = self._around.member_name
+        if me not in record.unconfirmed:
+            return
+        if export.has_carried_out(record):
+            await self._volumes.confirm(record, me)
+        else:
+            await self._volumes.fail(record, me, export.reason or export.failed_change)
+            self._retry_later(record.id)
 
     async def _delete(self, volume_id: str) -> None:
         await self._drop(volume_id, "the volume is deleted")
@@ -224,8 +277,14 @@ class Exports:
             self.ended_logins += export.sessions.logins
             del self.by_id[volume_id]
 
+    def _retry_later(self, volume_id: str) -> None:
+        if volume_id not in self._retrying:
+            self._retrying.add(volume_id)
+            self._around.background.spawn(self._retry(volume_id))
+
     async def _retry(self, volume_id: str) -> None:
-        await self._environment.sleep(RETRY_DELETION_S)
+        await self._environment.sleep(RETRY_FAILED_S)
+        self._retrying.discard(volume_id)
         self._kick([volume_id])
 
     def unit_of(self, designator: bytes) -> "LogicalUnit | None":
@@ -234,16 +293,6 @@ class Exports:
             if export.is_served and export.target.ready and export.identity.naa == designator:
                 return export.target.unit
         return None
-
-    # Waiting ----------------------------------------------------------------------------------------------------------
-
-    async def _tell(self) -> None:
-        async with self._progress:
-            self._progress.notify_all()
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        async with self._progress:
-            await self._progress.wait_for(condition)
 
     # The end ----------------------------------------------------------------------------------------------------------
 

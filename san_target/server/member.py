@@ -14,12 +14,13 @@ from san_target.admin.app import create_app
 from san_target.admin.http_server import AdminServer
 from san_target.admin.security import check_exposure
 from san_target.group.errors import AdministrationError
-from san_target.group.group_record import ensure_group, find_group
-from san_target.group.membership import Membership
+from san_target.group.follower import StoreFollower
+from san_target.group.group_record import SECRET_BYTES, ensure_group, find_group, group_secret
+from san_target.group.members import Members
+from san_target.group.membership import REMOVED, REMOVING, Membership, PoolFacts, Removed, worth_telling
 from san_target.group.volumes import Volumes
-from san_target.metadata.schema import GroupRecord
+from san_target.metadata.schema import GROUP_KEY, GroupRecord
 from san_target.metadata.store import Store, StoreError
-from san_target.scsi.services import Services
 from san_target.server import config as configuration
 from san_target.server.background import Background
 from san_target.server.config import ConfigError, MemberConfig, parse_address
@@ -27,12 +28,12 @@ from san_target.server.directory import Portals, TargetDirectory
 from san_target.server.environment import Environment
 from san_target.server.export import Surroundings
 from san_target.server.exports import Exports
+from san_target.server.group_life import GroupLife
 from san_target.server.group_sessions import GroupSessions
 from san_target.server.local_sessions import LocalSessions
 from san_target.server.other_members import Handlers, OtherMembers
 from san_target.server.portal import PortalServer, address_text
 from san_target.server.portal_placement import PortalPlacement
-from san_target.server.reservation_records import load_reservations, save_reservations
 from san_target.server.service import Service
 from san_target.server.sessions import RateMeter
 from san_target.storage.pool import Pool
@@ -56,6 +57,8 @@ class Member:
 
     state       starting | active | stopping
     problems    what hinders it though it serves, by subject
+    members     the members of the group, as this one sees them
+    must_end    why it must not go on serving: it was removed from the group; "" = it may
     """
 
     def __init__(self, config: MemberConfig, environment: Environment | None = None) -> None:
@@ -83,7 +86,14 @@ class Member:
         self._pool: Pool | None = None
         self._exports: Exports | None = None
         self._volumes: Volumes | None = None
+        self._follower: StoreFollower | None = None
+        self._told_space_s = float("-inf")
+        self._ended = asyncio.Event()
+        self.members = Members()
+        self.must_end = ""
         self._directory: TargetDirectory | None = None
+        self._life: GroupLife | None = None
+        self._beginning = asyncio.Lock()
 
     # What the administration looks at ---------------------------------------------------------------------------------
 
@@ -106,6 +116,14 @@ class Member:
     @property
     def membership(self) -> Membership:
         return _started(self._membership)
+
+    @property
+    def follower(self) -> StoreFollower:
+        return _started(self._follower)
+
+    @property
+    def life(self) -> GroupLife:
+        return _started(self._life)
 
     @property
     def portal_server(self) -> PortalServer:
@@ -147,15 +165,22 @@ class Member:
         self._threads = environment.make_threads()
         pool = environment.make_pool(config.pool_directory, self._threads)
         group = await self._find_group(store, pool)
-        await pool.open(group.id, (await store.range("")).revision)
+        await pool.open(group.id, (await store.range(GROUP_KEY)).revision)
         self._pool = pool
-        self._membership = Membership(store, self.name, pool.pool_id, environment.boottime_s, environment.lease_ttl_s)
-        await self._membership.join(self.portals.told(), config.admin)
+        self._membership = Membership(
+            store, self.name, self._pool_facts(), environment.boottime_s, environment.lease_ttl_s
+        )
+        self._follower = StoreFollower(store, environment.sleep)
+        self._follower.add(Members.KINDS, self.members)
+        secret = await group_secret(store, environment.random_bytes(SECRET_BYTES))
+        self._life = GroupLife(self, self._follower, self._background, secret, self._fenced)
+        await self._open_peer_port()
+        await self._membership.join(self.portals.told(), config.admin, self.life.peering.address)
         await self._load_volumes(group)
+        self.life.begin(group.id)
         await self._open_admin_port()
         await self._open_portals()
-        if config.has_free_port:
-            await self._membership.tell(self.portals.told(), self.admin_address)
+        await self._tell_serving()
         self._followers.spawn(self._keep_lease())
         self._followers.spawn(self._sample_rates())
         self.state = "active"
@@ -183,7 +208,15 @@ class Member:
                 f"the store {self.config.store_url} is empty, but the pool {self.config.directory} belongs to a group; "
                 "restore the store from a backup, or give the right --store"
             )
-        return await ensure_group(store, self.config.group, self.environment.new_id())
+        new_secret = self.environment.random_bytes(SECRET_BYTES)
+        return await ensure_group(store, self.config.group, self.environment.new_id(), new_secret)
+
+    def _pool_facts(self) -> PoolFacts:
+        pool = self.pool
+        return PoolFacts(pool.pool_id, bool(pool.list_volumes()), *pool.space())
+
+    async def _tell_serving(self) -> None:
+        await self.membership.tell(portals=self.portals.told(), admin=self.admin_address, serving=True)
 
     async def _load_volumes(self, group: GroupRecord) -> None:
         """Every volume is served, or known not to be, before the first login: an unknown target is a final answer."""
@@ -196,11 +229,16 @@ class Member:
             _started(self._threads),
             directory,
             self._background,
-            self._services_for,
-            partial(load_reservations, self.store),
+            self.life.services_for,
+            self.life.units.stored,
+            self.life.power_lost,
+            self.life.forwarder_for,
+            self.life.owned,
         )
-        self._volumes = Volumes(self.store, group, self.name, self._sessions_on, self.environment.new_id)
-        self._exports = Exports(self.store, self._volumes, group, surroundings, self.environment)
+        self._volumes = Volumes(self.store, group, self._sessions_on, self.environment.new_id)
+        follower = self.follower
+        self.members.subscribe(self._note_members)
+        self._exports = Exports(follower, self._volumes, group, surroundings, self.environment)
         self._portal_server = PortalServer(
             directory,
             self.config.limits.target_limits(),
@@ -208,12 +246,19 @@ class Member:
             self.config.busy_poll_us / 1e6,
             self.environment,
         )
+        for kind, answer in self.join_portal_group(self.life.others).items():
+            self.life.peering.answer_at_once(kind, answer)
+        directory.succession = self.life.succession
         # Read after the lease was granted: what an earlier owner committed before that is in it.
-        await self._exports.load(await self.store.range(""))
-        self._followers.spawn(self._exports.follow())
+        await follower.load()
+        self._followers.spawn(follower.follow())
+        await self._exports.opened()
 
     def join_portal_group(self, others: OtherMembers) -> Handlers:
-        """From now on logins are placed among all members. Returns what answers the messages of others about that."""
+        """From now on logins are placed among all members, and any member tells of the sessions of all.
+
+        Returns what answers the messages of others about that.
+        """
         self.others = others
         placement = PortalPlacement(
             others,
@@ -226,14 +271,13 @@ class Member:
         self.directory.group = placement
         return {**placement.handlers(), **self.group_sessions.handlers()}
 
-    def _services_for(self, volume_id: str) -> Services:
-        return Services(
-            spawn=self._background.spawn,
-            save_reservations=partial(save_reservations, self.store, volume_id),
-            unit_of=self.exports.unit_of,
-            now=self.environment.now_s,
-            sleep=self.environment.sleep,
-        )
+    async def _open_peer_port(self) -> None:
+        if not self.config.peer:
+            return
+        try:
+            await self.life.peering.listen(self.config.peer)
+        except OSError as error:
+            raise _address_error("peer port", self.config.peer, "--peer", error) from error
 
     async def _open_admin_port(self) -> None:
         host, port = parse_address(self.config.admin)
@@ -263,15 +307,61 @@ class Member:
             await self.environment.sleep(self.membership.renewal_interval_s)
             try:
                 if not await self.membership.renew():
-                    log.warning("the lease was lost; starting a new incarnation", member=self.name)
-                    await self.membership.join(self.portals.told(), self.admin_address)
-                    await self.exports.reload()
+                    await self._begin_anew("the lease was lost")
+                await self._tell_space()
+            except Removed as error:
+                self._end(str(error))
+                return
             except (StoreError, AdministrationError) as error:
                 if "store" not in self.problems:
                     log.error("the lease cannot be renewed", reason=str(error))
                 self.problems["store"] = str(error)
             else:
                 self.problems.pop("store", None)
+
+    def _fenced(self, reason: str) -> None:
+        self._followers.spawn(self._begin_anew_when_possible(reason))
+
+    async def _begin_anew_when_possible(self, reason: str) -> None:
+        while True:
+            try:
+                await self._begin_anew(reason)
+            except (StoreError, AdministrationError) as error:
+                self.problems["life"] = f"{reason}, and a new life cannot begin: {error}"
+                await self.environment.sleep(self.membership.renewal_interval_s)
+            else:
+                self.problems.pop("life", None)
+                return
+
+    async def _begin_anew(self, reason: str) -> None:
+        """A new incarnation: everything is read again, and nothing of the old one is under way any more."""
+        async with self._beginning:
+            log.warning("this member begins anew", member=self.name, reason=reason)
+            await self.life.end()
+            await self.membership.join(self.portals.told(), self.admin_address, self.life.peering.address)
+            await self.follower.reload()
+            self.life.begin(self.exports.group.id)
+            await self._tell_serving()
+
+    async def _tell_space(self) -> None:
+        """Others place new volumes by it."""
+        now_s, record = self.environment.now_s(), self.membership.record
+        capacity_bytes, free_bytes = self.pool.space()
+        if record is not None and worth_telling(record.free_bytes, free_bytes, now_s - self._told_space_s):
+            self._told_space_s = now_s
+            await self.membership.tell(capacity_bytes=capacity_bytes, free_bytes=free_bytes)
+
+    def _note_members(self, names: frozenset[str]) -> None:
+        mine = self.members.view.get(self.name)
+        if mine is not None and mine.state in (REMOVING, REMOVED):
+            self._end(f"member {self.name!r} was removed from the group")
+
+    def _end(self, reason: str) -> None:
+        """The member is to end, since the operator has given it up."""
+        if not self.must_end:
+            log.error("this member ends", reason=reason)
+        self.must_end = self.must_end or reason
+        self._ended.set()
 
     async def _sample_rates(self) -> None:
         """In slices: a long look at thousands of sessions would delay their I/O."""
@@ -302,6 +392,8 @@ class Member:
             await self._try("admin port", self._admin.stop)
         await self._try("background work", self._end_background)
         await self._try("volumes", self._flush)
+        if self._life is not None:
+            await self._try("peer links", self._life.peering.stop)
         if self._membership is not None:
             await self._try("lease", self._membership.leave)
         if self._pool is not None:
@@ -338,11 +430,14 @@ class Member:
     # A whole life -----------------------------------------------------------------------------------------------------
 
     async def serve_forever(self, announce: Callable[[str], None] = print) -> None:
-        """Start, announce it, and stop at SIGTERM or SIGINT, also at one that comes during the start. StartError."""
-        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        """Start, announce it, and stop at SIGTERM or SIGINT, also at one that comes during the start.
+
+        StartError: it cannot start, or must not go on.
+        """
+        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, ended.set)
-        signalled = asyncio.ensure_future(ended.wait())
+            loop.add_signal_handler(number, self._ended.set)
+        signalled = asyncio.ensure_future(self._ended.wait())
         starting = asyncio.ensure_future(self.start())
         await asyncio.wait((starting, signalled), return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
@@ -355,6 +450,8 @@ class Member:
             await signalled
         finally:
             await self.stop()
+        if self.must_end:
+            raise StartError(self.must_end)
 
 
 def _started(part: T | None) -> T:

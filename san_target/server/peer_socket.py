@@ -1,8 +1,7 @@
 """Sockets between members: what `peer.transport` asks for, over TCP.
 
 Driven by the event loop's readiness callbacks, like the portals' connections and for the same reasons: one receive
-into a shared buffer is one batch, and what is sent together leaves with one `sendmsg`. With TLS, asyncio's own
-transport does the work (`peer_tls`).
+into a shared buffer is one batch, and what is sent together leaves with one `sendmsg`. TLS is put on top (`peer_tls`).
 
 Every socket has SO_LINGER 0, so that whatever ends it, a killed process too, takes back what the network has not
 delivered: the kernel must not go on sending requests of a member that others believe to be gone.
@@ -23,7 +22,7 @@ from san_target.peer.frames import Payload
 from san_target.peer.transport import PeerListener, Receiver, Transport
 from san_target.server import portal_socket
 from san_target.server.config import parse_address
-from san_target.server.peer_tls import PeerTls, secure_accepted, secure_connected
+from san_target.server.peer_tls import CLOSED, HANDSHAKE_S, PeerTls, TlsTransport
 from san_target.server.portal_socket import address_text
 
 log = structlog.get_logger()
@@ -36,7 +35,6 @@ SECURING_MAX: Final = 64
 _LINGER_0: Final = struct.pack("ii", 1, 0)
 _NO_LINGER: Final = struct.pack("ii", 0, 0)
 _OUT_OF_FILES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_CLOSED: Final = "closed by the other member"
 
 
 class SocketTransport:
@@ -92,7 +90,7 @@ class SocketTransport:
                 sent = 0
             except OSError as error:
                 # Never from within `send`: its caller is in the midst of something.
-                self._loop.call_soon(self._lose, error.strerror or _CLOSED)
+                self._loop.call_soon(self._lose, error.strerror or CLOSED)
                 return
             if sent < sum(map(len, chunk)):
                 self._keep(buffers[start:], sent)
@@ -145,7 +143,7 @@ class SocketTransport:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                self._lose(error.strerror or _CLOSED)
+                self._lose(error.strerror or CLOSED)
                 return
             self._unsent_bytes -= sent
             while sent:
@@ -169,10 +167,10 @@ class SocketTransport:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._lose(error.strerror or _CLOSED)
+            self._lose(error.strerror or CLOSED)
             return
         if count == 0:
-            self._lose(_CLOSED)
+            self._lose(CLOSED)
         elif not self._saying_goodbye:
             try:
                 self._receiver.received(buffer[:count])
@@ -180,7 +178,7 @@ class SocketTransport:
                 log.error("a peer connection ended by a defect of this program", exc_info=error)
                 self._lose("internal error")
         if not self._ended and (reset := portal_socket.pending_error(self._socket)):
-            self._lose(reset.strerror or _CLOSED)
+            self._lose(reset.strerror or CLOSED)
 
     def _shut_down(self) -> None:
         """End the stream after the last words. What still arrives is thrown away for a moment, so that they are not
@@ -225,12 +223,23 @@ async def connect(
     address: str, make_receiver: Callable[[Transport], Receiver], buffer: memoryview, tls: PeerTls | None = None
 ) -> Transport:
     """Connect to "host:port". Raises OSError with a text that says why."""
-    sock = await _connect(address)
-    if tls is not None:
-        return await secure_connected(sock, tls, make_receiver)
-    transport = SocketTransport(sock, buffer)
-    transport.start(make_receiver(transport))
-    return transport
+    transport = SocketTransport(await _connect(address), buffer)
+    if tls is None:
+        transport.start(make_receiver(transport))
+        return transport
+    secure = TlsTransport(transport, tls.client, False, make_receiver, buffer)
+    transport.start(secure)
+    secure.begin()
+    try:
+        async with asyncio.timeout(HANDSHAKE_S):
+            await secure.ready
+    except TimeoutError:
+        secure.abort()
+        raise OSError("no answer in the TLS handshake") from None
+    except BaseException:
+        secure.abort()
+        raise
+    return secure
 
 
 async def _connect(address: str) -> socket.socket:
@@ -276,7 +285,7 @@ class SocketListener:
         self._make_receiver = make_receiver
         self._buffer = buffer
         self._tls = tls
-        self._securing: set[asyncio.Task[None]] = set()
+        self._securing: set[TlsTransport] = set()
         self._closed = False
         self._bound = address_text(sock.getsockname())
         self._loop.add_reader(sock, self._on_acceptable)
@@ -290,8 +299,8 @@ class SocketListener:
             self._closed = True
             self._loop.remove_reader(self._socket)
             self._socket.close()
-            for task in list(self._securing):
-                task.cancel()
+            for secure in list(self._securing):
+                secure.give_up()
 
     def _on_acceptable(self) -> None:
         for _ in range(ACCEPTS_PER_TURN):
@@ -318,18 +327,23 @@ class SocketListener:
             self._loop.add_reader(self._socket, self._on_acceptable)
 
     def _begin(self, sock: socket.socket, peer_address: str) -> None:
+        transport = SocketTransport(sock, self._buffer)
         if self._tls is None:
-            transport = SocketTransport(sock, self._buffer)
             transport.start(self._make_receiver(transport, peer_address))
-        elif len(self._securing) >= SECURING_MAX:
-            sock.close()
-        else:
-            securing = secure_accepted(
-                sock, self._tls, lambda transport: self._make_receiver(transport, peer_address), peer_address
+        elif len(self._securing) < SECURING_MAX:
+            secure = TlsTransport(
+                transport,
+                self._tls.server,
+                True,
+                lambda secure: self._make_receiver(secure, peer_address),
+                self._buffer,
             )
-            task = self._loop.create_task(securing)
-            self._securing.add(task)
-            task.add_done_callback(self._securing.discard)
+            self._securing.add(secure)
+            secure.ready.add_done_callback(lambda _ready: self._securing.discard(secure))
+            self._loop.call_later(HANDSHAKE_S, secure.give_up)
+            transport.start(secure)
+        else:
+            transport.abort()
 
 
 async def listen(

@@ -97,6 +97,14 @@ class Peering:
         """What answers control messages of a kind."""
         self._controls[kind] = control
 
+    def answer_at_once(self, kind: type[M], control: Callable[[M], Message]) -> None:
+        """The same for what needs no waiting, and is the same for every member that asks."""
+
+        async def answer(_peer: "PeerIdentity", message: M) -> Message:
+            return control(message)
+
+        self._controls[kind] = answer
+
     async def control(self, peer: "PeerIdentity", message: Message) -> Message:
         control = self._controls.get(type(message))
         if control is None:

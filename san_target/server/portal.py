@@ -82,6 +82,7 @@ class PortalServer:
         self._last_served: PortalConnection | None = None
         self._spare_arenas: list[Arena] = []
         self._listeners: list[socket.socket] = []
+        self._paused = False
         self._ticker: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
@@ -124,7 +125,7 @@ class PortalServer:
                 next(iter(self.logging_in)).give_up("too many connections log in at the same time")
 
     def _accept_again(self, listener: socket.socket) -> None:
-        if listener in self._listeners:
+        if listener in self._listeners and not self._paused:
             self.loop.add_reader(listener, self._on_acceptable, listener)
 
     async def _tick(self) -> None:
@@ -179,19 +180,34 @@ class PortalServer:
                 return True
         return False
 
-    async def stop(self) -> None:
-        """Stop listening, end every connection, and return when none of their commands is under way."""
+    def pause(self) -> None:
+        """Accept no connection until `resume`; whoever comes meanwhile waits."""
+        self._paused = True
         for listener in self._listeners:
             self.loop.remove_reader(listener)
+
+    def resume(self) -> None:
+        self._paused = False
+        for listener in self._listeners:
+            self.loop.add_reader(listener, self._on_acceptable, listener)
+
+    async def stop(self) -> None:
+        """Stop listening, end every connection, and return when none of their commands is under way."""
+        self.pause()
+        for listener in self._listeners:
             listener.close()
         self._listeners.clear()
         if self._ticker is not None:
             self._ticker.cancel()
             self._ticker = None
+        await self.end_connections("the member stops")
+
+    async def end_connections(self, reason: str) -> None:
+        """End every connection, and return when none of their commands is under way."""
         connections = list(self.connections)
         for each in connections:
-            each.connection.drop("the member stops")
+            each.connection.drop(reason)
             each.flush()
-        await asyncio.gather(*(each.connection.terminate("the member stops") for each in connections))
+        await asyncio.gather(*(each.connection.terminate(reason) for each in connections))
         while self.running:  # commands of connections that were gone before, too
             await asyncio.wait(self.running)

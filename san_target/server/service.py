@@ -1,20 +1,21 @@
 """What the administration asks of this member (`admin.service.MemberService`), answered from its live parts."""
 
-import os
 from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Literal, get_args
 
-import san_target
 from san_target.admin import service as values
 from san_target.admin.service import TraceSink
-from san_target.group.errors import Conflict, NotFound
+from san_target.group.errors import Conflict
 from san_target.group.group_record import set_portal_policy
+from san_target.group.removal import Removal
+from san_target.group.volume_size import shown_blocks, shown_bytes
 from san_target.group.volumes import DELETING
-from san_target.metadata.schema import MemberRecord, decode, lease_key, member_key
 from san_target.server.group_sessions import OtherPortals
-from san_target.server.local_sessions import utc
+from san_target.server.shown_members import ShownMembers, pool_state
 from san_target.server.volume_requests import VolumeRequests
 from san_target.session.session import Counters
+from san_target.volume.partition_map import PartitionMapError
 
 if TYPE_CHECKING:
     from san_target.metadata.schema import VolumeRecord
@@ -23,10 +24,7 @@ if TYPE_CHECKING:
     from san_target.server.member import Member
 
 VolumeState = Literal["ready", "not-ready", "failed", "deleting"]
-PoolState = Literal["ok", "low", "full", "failed"]
 POLICIES: dict[str, values.PortalPolicy] = {policy: policy for policy in get_args(values.PortalPolicy)}
-POOL_LOW_SHARE = 0.1  # of the file system: below it the pool's state is "low"
-POOL_FULL_BYTES = 16 << 20
 FLUSH_FAILED = (
     "the disk could not write what was acknowledged: check it, restore what is lost, then start this member again"
 )
@@ -37,6 +35,7 @@ class Service:
 
     def __init__(self, member: "Member") -> None:
         self._member = member
+        self._members = ShownMembers(member)
         self._requests = VolumeRequests(member)
 
     # Group and members ------------------------------------------------------------------------------------------------
@@ -65,66 +64,21 @@ class Service:
         )
 
     async def members(self) -> tuple[values.Member, ...]:
-        store = self._member.store
-        records = [decode(MemberRecord, item.value, item.key) for item in (await store.range(member_key(""))).items]
-        alive = {item.key.removeprefix(lease_key("")) for item in (await store.range(lease_key(""))).items}
-        return tuple(self._shown(record, record.name in alive) for record in records)
+        return await self._members.all(self._reasons())
 
     async def member(self, name: str) -> values.Member:
-        for member in await self.members():
-            if member.name == name:
-                return member
-        raise NotFound(f"there is no member {name!r}; `member list` shows all")
+        return await self._members.one(name, self._reasons())
 
-    def _shown(self, record: MemberRecord, is_alive: bool) -> values.Member:
-        if record.name == self._member.name:
-            return self._self(record)
-        # What another member's pool holds is known to that member alone.
-        return values.Member(
-            name=record.name,
-            state="active" if is_alive else "unreachable",
-            incarnation=record.incarnation,
-            portals=record.portals,
-            admin=record.admin,
-            peer=record.peer,
-            pool=values.Pool(directory="", capacity_bytes=0, free_bytes=0),
-            reason="" if is_alive else "it has not renewed its lease",
+    async def remove_member(self, name: str, force: bool) -> values.MemberRemoval:
+        member = self._member
+        removal = Removal(
+            member.store, member.volumes, member.name, member.environment.sleep, member.environment.lease_ttl_s
         )
-
-    def _self(self, record: MemberRecord) -> values.Member:
-        member, sessions = self._member, self._member.local_sessions.all()
-        now_s = member.environment.now_s()
-        rates = [member.rates.rate(session, now_s) for session in sessions]
-        return values.Member(
-            name=member.name,
-            state=member.state,
-            incarnation=record.incarnation,
-            portals=record.portals,
-            admin=record.admin,
-            peer=record.peer,
-            version=san_target.__version__,
-            pid=os.getpid(),
-            since=utc(member.since_s),
-            volumes=sum(export.is_served for export in member.exports.by_id.values()),
-            sessions=len(sessions),
-            iops=sum(rate.commands for rate in rates),
-            bytes_per_second=sum(rate.bytes for rate in rates),
-            pool=self._pool(),
-            reason="; ".join(self._reasons()),
+        report = await removal.remove(name, force)
+        lost = tuple(
+            values.LostShare(volume=one.volume, ranges=one.ranges, size_bytes=one.bytes) for one in report.lost
         )
-
-    def _pool(self) -> values.Pool:
-        pool = self._member.pool
-        capacity_bytes, free_bytes = pool.space()
-        state, reason = pool_state(capacity_bytes, free_bytes)
-        return values.Pool(
-            directory=str(pool.directory),
-            capacity_bytes=capacity_bytes,
-            free_bytes=free_bytes,
-            allocated_bytes=sum(export.allocated_bytes() for export in self._member.exports.by_id.values()),
-            state=state,
-            reason=reason,
-        )
+        return values.MemberRemoval(name=name, lost=lost)
 
     # Volumes ----------------------------------------------------------------------------------------------------------
 
@@ -176,17 +130,25 @@ class Service:
                 f"{name!r}; use --force if you know"
             )
 
-    async def volume_map(self, name: str) -> tuple[values.MapEntry, ...]:
+    async def volume_map(self, name: str, from_lba: int = 0) -> tuple[values.MapEntry, ...]:
+        record = await self._member.volumes.named(name)
+        stored_map = self._member.exports.stored_map(record.id)
+        if stored_map is None or record.state == DELETING or from_lba >= shown_blocks(record):
+            return ()
+        try:
+            snapshot = stored_map.snapshot(shown_blocks(record))
+        except PartitionMapError as error:
+            raise Conflict(str(error)) from None
         return tuple(
             values.MapEntry(
                 start_lba=start,
-                end_lba=placement.end_lba,
+                end_lba=end,
                 owner=placement.owner,
                 copies=placement.copies,
                 joining=placement.joining or None,
                 generation=placement.generation,
             )
-            for start, placement in await self._member.volumes.map_of(name)
+            for start, end, placement in islice(snapshot.ranges(from_lba), values.MAP_ENTRIES_MAX)
         )
 
     def _volume(
@@ -199,9 +161,9 @@ class Service:
             id=record.id,
             name=record.name,
             iqn=record.iqn,
-            size_bytes=record.size_bytes,
+            size_bytes=shown_bytes(record),
             block_size=record.block_size,
-            members=record.members,
+            members=self._holders(record),
             sessions=tuple(sessions),
             unreachable=tuple(gathered.missing),
             wwid=f"naa.{export.identity.naa.hex()}" if export else "",
@@ -217,6 +179,17 @@ class Service:
             reason="; ".join(filter(None, (reason, *problems))),
             allocated_bytes=export.allocated_bytes() if export else 0,
         )
+
+    def _holders(self, record: "VolumeRecord") -> tuple[str, ...]:
+        """The members that have blocks of it, by name; of one that is being deleted: that had."""
+        export, stored_map = self._member.exports.by_id.get(record.id), self._member.exports.stored_map(record.id)
+        try:
+            if stored_map is not None:
+                return tuple(sorted(stored_map.whole().holders))
+        except PartitionMapError:
+            pass
+        snapshot = None if export is None else export.snapshot
+        return record.members if snapshot is None else tuple(sorted(snapshot.holders))
 
     # Portals ----------------------------------------------------------------------------------------------------------
 
@@ -334,15 +307,6 @@ def volume_state(record: "VolumeRecord", export: "Export | None") -> tuple[Volum
     if not export.is_served:
         return "not-ready", export.reason
     return "ready", export.trouble
-
-
-def pool_state(capacity_bytes: int, free_bytes: int) -> tuple[PoolState, str]:
-    """(state, reason)"""
-    if free_bytes < POOL_FULL_BYTES:
-        return "full", f"the pool is full ({free_bytes} bytes left): free some space, or delete volumes"
-    if free_bytes < capacity_bytes * POOL_LOW_SHARE:
-        return "low", f"the pool has only {free_bytes} of {capacity_bytes} bytes left"
-    return "ok", ""
 
 
 def _volume_counters(export: "Export", total: Counters) -> values.VolumeCounters:

@@ -1,6 +1,6 @@
 """Creating, changing, resizing and deleting volumes at the administration's request.
 
-The store is changed first; the request is answered when this member has carried it out, or could not.
+The store is changed first; the request is answered when every member concerned has carried it out, or one could not.
 """
 
 import asyncio
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from msgspec import UNSET
 
 from san_target.admin.service import ChapUser, VolumeChanges, VolumeSpec
-from san_target.group.errors import Conflict, NotFound
-from san_target.metadata.schema import ChapRecord, volume_key
+from san_target.group.errors import Conflict
+from san_target.group.volume_size import shown_bytes
+from san_target.metadata.schema import ChapRecord, VolumeRecord, volume_key
+from san_target.volume.partition_map import PartitionMapError
 
 if TYPE_CHECKING:
     from san_target.group.volumes import VolumeOptions
-    from san_target.server.export import Export
     from san_target.server.member import Member
 
 SETTLE_S = 30.0
@@ -43,9 +44,12 @@ class VolumeRequests:
             removable=spec.removable,
             multipath=spec.multipath,
         )
-        export = await self._settled(record.id)
-        if export is not None and not export.is_served and self._member.name in record.members:
-            reason = export.reason
+        done = await self._carried_out(record.id)
+        export = self._member.exports.by_id.get(record.id)
+        if done is None or export is None:
+            raise Conflict(f"the volume {spec.name!r} was deleted while it was created")
+        reason = self._failure(done) or ("" if export.is_served else export.reason)
+        if reason:
             await volumes.delete(spec.name)
             await self._settled(record.id)
             raise Conflict(f"the volume {spec.name!r} cannot be created: {reason}")
@@ -77,35 +81,66 @@ class VolumeRequests:
             # What is there is to be repaired first, not changed: a lost file that is brought back must fit its record.
             raise Conflict(f"the volume {name!r} is not served now: {opened.reason}")
         record = await volumes.resize(name, size_bytes, force)
-        export = await self._settled(record.id)
-        if export is not None and export.failed_change:
-            reason = export.failed_change
-            if size_bytes > old.size_bytes:  # nobody has used the new blocks: what was promised can be taken back
-                await volumes.resize(name, old.size_bytes, force=True)
-                await self._settled(record.id)
+        done = await self._carried_out(record.id)
+        reason = "" if done is None else self._failure(done)
+        if reason:
+            if size_bytes > shown_bytes(old):  # nobody has used the new blocks: what was promised can be taken back
+                await volumes.resize(name, shown_bytes(old), force=True)
+                await self._carried_out(record.id)
             raise Conflict(f"the volume {name!r} cannot be resized: {reason}")
 
     async def delete(self, name: str, force: bool) -> None:
-        record = await self._member.volumes.delete(name, force)
-        await self._settled(record.id)
-        try:
-            left = await self._member.volumes.named(name)
-        except NotFound:
-            return
-        if left.id == record.id and self._member.name in record.members:
-            raise Conflict(f"the volume {name!r} is deleted, but its data cannot be removed yet; see the member's log")
-
-    async def _settled(self, volume_id: str) -> "Export | None":
-        """Wait until this member has done what the store now says of the volume."""
         exports = self._member.exports
-        item = await self._member.store.get(volume_key(volume_id))
-        revision = item.mod_revision if item else 0
+        record = await self._member.volumes.named(name)
+        away = self._holders(record.id) - {member.name for member in self._member.members.alive()}
+        await self._member.volumes.delete(name, force)
+        await self._settled(record.id)
+        if exports.has_failed(record.id):
+            raise Conflict(f"the volume {name!r} is deleted, but its data cannot be removed yet; see the member's log")
+        if away and exports.record(record.id) is not None:
+            raise Conflict(
+                f"the volume {name!r} is being deleted; member {', '.join(sorted(away))}, which holds some of its "
+                "data, is not running, and removes it when it starts"
+            )
         try:
             async with asyncio.timeout(SETTLE_S):
-                await exports.settled(volume_id, revision)
+                await exports.gone(record.id)
         except TimeoutError:
             raise Conflict(BUSY) from None
-        return exports.by_id.get(volume_id)
+
+    def _holders(self, volume_id: str) -> frozenset[str]:
+        """The members that have blocks of a volume, as far as this one knows."""
+        stored_map = self._member.exports.stored_map(volume_id)
+        try:
+            return frozenset() if stored_map is None else stored_map.whole().holders
+        except PartitionMapError:
+            return frozenset()
+
+    def _failure(self, record: VolumeRecord) -> str:
+        """Why the volume's members cannot do what its record asks; "" = they have done it."""
+        return record.failure.removeprefix(f"member {self._member.name}: ")
+
+    async def _carried_out(self, volume_id: str) -> VolumeRecord | None:
+        """Wait until every member has done what the store now says of the volume, or one of them cannot."""
+        try:
+            async with asyncio.timeout(SETTLE_S):
+                return await self._member.exports.carried_out(volume_id, await self._revision(volume_id))
+        except TimeoutError:
+            record = self._member.exports.record(volume_id)
+            waiting = ", ".join(record.unconfirmed) if record is not None else ""
+            raise Conflict(f"{BUSY} (waiting for member {waiting})" if waiting else BUSY) from None
+
+    async def _settled(self, volume_id: str) -> None:
+        """Wait until this member has done what the store now says of the volume."""
+        try:
+            async with asyncio.timeout(SETTLE_S):
+                await self._member.exports.settled(volume_id, await self._revision(volume_id))
+        except TimeoutError:
+            raise Conflict(BUSY) from None
+
+    async def _revision(self, volume_id: str) -> int:
+        item = await self._member.store.get(volume_key(volume_id))
+        return item.mod_revision if item else 0
 
 
 def _record(user: ChapUser | None) -> ChapRecord | None:

@@ -258,6 +258,11 @@ class Pool:
                 "another pool directory?"
             ) from None
 
+    def find_volume(self, volume_id: str) -> PoolVolume | None:
+        """None if nothing of the volume is here. PoolError: the volume has a problem."""
+        there = volume_id in self._volumes or volume_id in self.problems or self._files.exists(_blocks(volume_id))
+        return self.open_volume(volume_id) if there else None
+
     def space(self) -> tuple[int, int]:
         """(total_bytes, free_bytes) of the file system, as far as this process may use it."""
         return self._files.space()
@@ -270,12 +275,12 @@ class Pool:
         """Make a volume's file, all holes, durably. Creating the same once more is harmless."""
         return await self._change(self._create_volume, volume_id, size_bytes, block_size, tuple(held))
 
-    async def resize_volume(self, volume_id: str, size_bytes: int, generation: int) -> PoolVolume:
-        """Grow (the new blocks are held under `generation`), or shrink (the cut blocks' data is gone), durably.
+    async def resize_volume(self, volume_id: str, size_bytes: int, held: Sequence[HeldRange]) -> PoolVolume:
+        """Grow by holes, or shrink (the cut blocks' data is gone), durably. held: all that is held afterwards.
 
         Before a shrink the caller ends all requests to the cut blocks.
         """
-        return await self._change(self._resize_volume, volume_id, size_bytes, generation)
+        return await self._change(self._resize_volume, volume_id, size_bytes, tuple(held))
 
     async def update_held(self, volume_id: str, held: Sequence[HeldRange]) -> PoolVolume:
         """Record, durably, which ranges are held. Touches no blocks."""
@@ -339,16 +344,10 @@ class Pool:
             )
         self._files.remove(name)
 
-    def _resize_volume(self, volume_id: str, size_bytes: int, generation: int) -> PoolVolume:
+    def _resize_volume(self, volume_id: str, size_bytes: int, held: tuple[HeldRange, ...]) -> PoolVolume:
         volume = self.open_volume(volume_id)
-        old, block_size = volume.record, volume.record.block_size
-        blocks = size_bytes // block_size
-        record = HeldRecord(
-            volume_id=volume_id,
-            size_bytes=size_bytes,
-            block_size=block_size,
-            held=records.resized(old.held, old.size_bytes // block_size, blocks, generation),
-        )
+        old = volume.record
+        record = HeldRecord(volume_id=volume_id, size_bytes=size_bytes, block_size=old.block_size, held=held)
         problem = records.contradiction(record)
         if problem:
             raise AssertionError(problem)

@@ -5,6 +5,7 @@ A record replaces the old one as a whole: written to a temporary file, synced, r
 
 import contextlib
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 import crc32c
@@ -103,20 +104,31 @@ def contradiction(record: HeldRecord) -> str:
     return ""
 
 
+def joined(held: Iterable[HeldRange]) -> tuple[HeldRange, ...]:
+    """The same ranges, neighbours of one generation and state as one."""
+    made: list[HeldRange] = []
+    for piece in held:
+        last = made[-1] if made else None
+        if last and (last.end_lba, last.generation, last.state) == (piece.start_lba, piece.generation, piece.state):
+            made[-1] = HeldRange(last.start_lba, piece.end_lba, piece.generation, piece.state)
+        else:
+            made.append(piece)
+    return tuple(made)
+
+
+def cut(held: Iterable[HeldRange], blocks: int) -> tuple[HeldRange, ...]:
+    """What lies in the first `blocks`."""
+    return tuple(
+        HeldRange(piece.start_lba, min(piece.end_lba, blocks), piece.generation, piece.state)
+        for piece in held
+        if piece.start_lba < blocks
+    )
+
+
 def resized(held: tuple[HeldRange, ...], old_blocks: int, new_blocks: int, generation: int) -> tuple[HeldRange, ...]:
     """Cut to `new_blocks`, or extended by [old_blocks, new_blocks) under `generation`, merged where equal."""
-    kept = [
-        HeldRange(piece.start_lba, min(piece.end_lba, new_blocks), piece.generation, piece.state)
-        for piece in held
-        if piece.start_lba < new_blocks
-    ]
-    if new_blocks > old_blocks:
-        last = kept[-1] if kept else None
-        if last and (last.end_lba, last.generation, last.state) == (old_blocks, generation, HELD):
-            kept[-1] = HeldRange(last.start_lba, new_blocks, generation)
-        else:
-            kept.append(HeldRange(old_blocks, new_blocks, generation))
-    return tuple(kept)
+    kept = cut(held, new_blocks)
+    return joined((*kept, HeldRange(old_blocks, new_blocks, generation))) if new_blocks > old_blocks else kept
 
 
 def sync_directory(directory: "Path") -> None:

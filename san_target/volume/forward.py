@@ -8,7 +8,7 @@ ended nobody knows, and the command ends in BUSY, so that its initiator repeats 
 import asyncio
 import struct
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from san_target.peer.frames import FLAG_DURABLE, FLAG_RETRY, Answer, Operation, Request, Status
 from san_target.peer.link import PeerUnreachable
@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from san_target.peer.link import PeerLink
-    from san_target.peer.peers import Peers
     from san_target.volume.partition_map import Segment
 
 EXTENT: Final = struct.Struct(">QQ?")
 """One extent in the answer to ALLOCATION: LBA, blocks, mapped."""
+
+PATIENCE_S: Final = 20.0
+"""How long a command is held for an owner that is away: less than an initiator waits. Then BUSY."""
+OUTDATED_S: Final = 3.0
+"""When the stamp of a request is surely too old for its owner to begin it."""
+RETRY_S: Final = 0.02
 
 READING: Final = frozenset({Operation.READ, Operation.FLUSH, Operation.ALLOCATION, Operation.PREFETCH})
 """What may be carried out twice, or at two members, without anybody seeing it."""
@@ -37,10 +42,16 @@ class TryAgain(Unavailable):
         self.revision = revision
 
 
+class Links(Protocol):
+    def link(self, member: str) -> "PeerLink | None":
+        """The link to the present life of a member; None: there is none that may be used."""
+        ...
+
+
 class Forwarder:
     """One volume's way to the other members. revision: of the map that the requests are made by."""
 
-    def __init__(self, volume_id: str, block_size: int, peers: "Peers", attempt_s: float = 5.0) -> None:
+    def __init__(self, volume_id: str, block_size: int, peers: "Links", attempt_s: float = 2.0) -> None:
         """attempt_s: how long one attempt may take before the map is looked at again."""
         self.block_size: Final = block_size
         self.revision = 0
@@ -133,6 +144,7 @@ class Forwarder:
 
     async def _ask(self, link: "PeerLink", request: Request, reading: bool) -> Answer:
         loop = asyncio.get_running_loop()
+        began_s = loop.time()
         while True:
             origin = self._origin()
             request.tick = link.tick if origin is None else link.tick_at(origin.heard_s)
@@ -141,10 +153,17 @@ class Forwarder:
             try:
                 return await link.request(request, loop.time() + self._attempt_s)
             except PeerUnreachable as error:
-                if reading or not error.maybe_executed:
+                if reading or not (error.maybe_executed or request.flags & FLAG_RETRY):
                     raise TryAgain(str(error)) from error
                 # From now on this request is a question to that life of that member: did you do this?
                 request.flags |= FLAG_RETRY
+                waited_s = loop.time() - began_s
+                is_wanted = origin is None or origin.wanted()
+                if waited_s > (PATIENCE_S if is_wanted else OUTDATED_S):
+                    # Its stamp is old by now, so it is not begun any more; and if it had been begun, it is done before
+                    # anything else that the owner does with these blocks.
+                    raise Unavailable(f"nobody knows what became of a request: {error}") from error
+                await asyncio.sleep(RETRY_S)
 
 
 class RemoteBlocks:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from san_target.peer.frames import Answer, Operation, Request, Status
 from san_target.storage.records import HeldRange, resized
 from san_target.volume.device import Done, Extent, MediumError, Unavailable, VolumeError
-from san_target.volume.forward import Forwarder, RemoteBlocks, TryAgain
+from san_target.volume.forward import PATIENCE_S, Forwarder, RemoteBlocks, TryAgain
 from san_target.volume.local import LocalBlocks
 from san_target.volume.origin import ORIGIN
 from san_target.volume.partition_map import LOST, Segment
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Perform = Callable[["LocalBlocks | RemoteBlocks", Segment], Awaitable[T]]
 
-PATIENCE_S: Final = 20.0
-"""How long a command is held for an owner that is away: less than an initiator waits. Then BUSY."""
 RETRY_S_MIN: Final = 0.002
 RETRY_S_MAX: Final = 0.25
 

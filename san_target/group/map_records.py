@@ -1,0 +1,94 @@
+"""Partition maps in the store: one key for each range. Read in pages, changed by compare-and-set in small transactions.
+
+A change of a map compares the keys that it touches and the volume's own key, so that it cannot come true beside another
+change of the same ranges, nor of a volume that is being resized or deleted meanwhile.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Final, NamedTuple
+
+from san_target.group.errors import Conflict
+from san_target.metadata.schema import PlacementRecord, decode, encode, map_key, map_prefix, volume_key
+from san_target.metadata.store import Compare, Delete, Item, Put, Store
+from san_target.volume.partition_map import MapChange, MapSnapshot, PartitionMap, record_of
+from san_target.volume.stored_map import StoredMap
+
+KEYS_AT_ONCE: Final = 100
+"""How many ranges one transaction changes: fewer than the store takes, for the volume's own keys come along."""
+
+
+class MapEntry(NamedTuple):
+    """A range as it is stored. revision: of its last change."""
+
+    start: int
+    placement: PlacementRecord
+    revision: int
+
+    def is_held_only_by(self, member_name: str) -> bool:
+        """True too for a range that nobody holds any more."""
+        holders = {self.placement.owner, *self.placement.copies, self.placement.joining}
+        return holders <= {member_name, ""}
+
+
+class MapTransaction(NamedTuple):
+    """What to give to `Store.transact`."""
+
+    compares: list[Compare]
+    operations: list[Put | Delete]
+
+
+def start_lba(key: str) -> int:
+    """The LBA in a map key."""
+    return int(key.rpartition("/")[2], 16)
+
+
+def entry_of(item: Item) -> MapEntry:
+    return MapEntry(start_lba(item.key), decode(PlacementRecord, item.value, item.key), item.mod_revision)
+
+
+async def entries(store: Store, volume_id: str) -> AsyncIterator[MapEntry]:
+    """All ranges of a volume by LBA, of one revision. StoreError."""
+    async for page in store.pages(map_prefix(volume_id)):
+        for item in page.items:
+            yield entry_of(item)
+
+
+async def read_map(store: Store, volume_id: str) -> StoredMap:
+    """The whole map, as of one revision. StoreError."""
+    made = StoredMap()
+    async for page in store.pages(map_prefix(volume_id)):
+        for item in page.items:
+            entry = entry_of(item)
+            made.append(entry.start, entry.placement, entry.revision)
+        made.completed()
+    return made
+
+
+async def map_transaction(
+    store: Store,
+    volume_id: str,
+    volume_revision: int,
+    before: MapSnapshot,
+    change: MapChange,
+    after: PartitionMap,
+) -> MapTransaction:
+    """What brings `change`, which made `after` of `before`, into the store.
+
+    volume_revision: of the volume's key, as the caller has read it. Conflict: the store has other ranges by now.
+    """
+    known: Mapping[int, PlacementRecord] = {
+        start: record_of(before.range_at(start).end, before.find(start))
+        for start in (*change.removed, *change.written)
+        if start < before.blocks and before.range_at(start).start == start
+    }
+    compares = [Compare(volume_key(volume_id), volume_revision)]
+    for start in (*change.removed, *change.written):
+        key = map_key(volume_id, start)
+        item = await store.get(key)
+        found = None if item is None else decode(PlacementRecord, item.value, key)
+        if found != known.get(start):
+            raise Conflict(f"the range at LBA {start} was changed at the same time")
+        compares.append(Compare(key, 0 if item is None else item.mod_revision))
+    operations: list[Put | Delete] = [Delete(map_key(volume_id, start)) for start in change.removed]
+    operations += [Put(map_key(volume_id, start), encode(after.record_at(start))) for start in change.written]
+    return MapTransaction(compares, operations)

@@ -1,0 +1,127 @@
+"""This member's life in the group: what it does for the others, and they for it, from one incarnation to the next.
+
+A life ends when the lease was lost, or when others take nothing any more from it. Before the next one begins every
+session has ended, with all that it had under way: what an initiator gave to the old life must not be carried out by the
+new one [28].
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from san_target.peer.identity import OwnIdentity
+from san_target.scsi.services import Services
+from san_target.server.other_members import OtherMembers
+from san_target.server.peering import Peering
+from san_target.server.reservation_records import save_reservations
+from san_target.server.succession import Succession
+from san_target.server.unit_states import UnitStates
+from san_target.volume.forward import Forwarder
+from san_target.volume.owner import Owner
+
+if TYPE_CHECKING:
+    from san_target.group.follower import StoreFollower
+    from san_target.group.members import MemberView
+    from san_target.scsi.logical_unit import LogicalUnit
+    from san_target.server.background import Background
+    from san_target.server.export import Export
+    from san_target.server.member import Member
+    from san_target.session.session import Session
+    from san_target.session.target import Target
+
+log = structlog.get_logger()
+
+REMOVED: Final = ("removing", "removed")
+
+
+class GroupLife:
+    """owned: the volumes that are open here, by the bytes of their ids. secret: the group's."""
+
+    def __init__(
+        self,
+        member: "Member",
+        follower: "StoreFollower",
+        background: "Background",
+        secret: bytes,
+        on_fenced: Callable[[str], None],
+    ) -> None:
+        self._member = member
+        self._secret = secret
+        self._background = background
+        self._lives: dict[str, int] = {}  # the incarnations that are known to live, by member
+        self.owned: dict[bytes, Export] = {}
+        owner = Owner(self.owned.get, lambda: follower.revision, follower.until, background.spawn)
+        self.peering: Final = Peering(member.environment, owner, on_fenced)
+        self.others: Final = OtherMembers(member.name, lambda: member.members.view, self.peering.peers)
+        self.units: Final = UnitStates(follower, self.peering, self.other_members, self._unit_of, background)
+        self.succession: Final = Succession(self.peering, self.other_members, self._target_of, self._reinstated)
+        member.members.subscribe(self._members_changed)
+
+    def other_members(self) -> "Iterable[MemberView]":
+        """All that have not been removed, alive or not."""
+        members = self._member.members.view.values()
+        return [each for each in members if each.name != self._member.name and each.state not in REMOVED]
+
+    # Life -------------------------------------------------------------------------------------------------------------
+
+    def begin(self, group_id: str) -> None:
+        """The member has joined, under a new incarnation."""
+        member = self._member
+        own = OwnIdentity(group_id, self._secret, member.name, member.membership.incarnation)
+        self.peering.begin(own, member.members.incarnation_of)
+        self._members_changed(frozenset())
+        self._member.portal_server.resume()
+
+    async def end(self) -> None:
+        """This life is over. Returns when nothing of it is under way, neither here nor for others."""
+        self._member.portal_server.pause()
+        self.peering.peers.end()  # what waits for other members need not be waited for
+        await self._member.portal_server.end_connections("this member begins anew")
+        await self.peering.end()
+
+    def _members_changed(self, _names: frozenset[str]) -> None:
+        view = self._member.members.view
+        self.peering.follow(view.values())
+        for name, incarnation in list(self._lives.items()):
+            member = view.get(name)
+            if member is None or not member.alive or member.incarnation != incarnation:
+                del self._lives[name]
+                self.units.note_lost(f"{name}/{incarnation}")
+        self._lives.update({each.name: each.incarnation for each in view.values() if each.alive})
+
+    # What volumes and logins need -------------------------------------------------------------------------------------
+
+    def power_lost(self) -> bool:
+        """Whether nobody else served the group's volumes when this member came."""
+        return not any(member.alive for member in self.other_members())
+
+    def forwarder_for(self, volume_id: str, block_size: int) -> Forwarder:
+        return Forwarder(volume_id, block_size, self.peering)
+
+    def services_for(self, volume_id: str) -> Services:
+        member, environment = self._member, self._member.environment
+        return Services(
+            spawn=self._background.spawn,
+            save_reservations=partial(save_reservations, member.store, volume_id),
+            unit_of=lambda designator: member.exports.unit_of(designator),
+            now=environment.now_s,
+            sleep=environment.sleep,
+            before_change=partial(self.units.before_change, volume_id),
+            everyone_has=partial(self.units.everyone_has, volume_id),
+            may_serve=member.membership.is_valid,
+            is_alone=self.units.is_alone,
+            place=lambda: f"{member.name}/{member.membership.incarnation}",
+        )
+
+    def _unit_of(self, volume_id: str) -> "LogicalUnit | None":
+        export = self.owned.get(bytes.fromhex(volume_id))
+        return None if export is None else export.target.unit
+
+    def _target_of(self, volume_id: str) -> "Target | None":
+        export = self._member.exports.by_id.get(volume_id)
+        return None if export is None else export.target
+
+    def _reinstated(self, old: "Session", address: str) -> None:
+        self._member.directory.reinstated(old, address, self._member.environment.now_s())
