@@ -46,7 +46,7 @@ def assert_unharmed(member: Member, resident_before: int) -> None:
     assert "defect" not in member.log
     assert "Traceback" not in member.log
     assert resident_bytes(member) - resident_before < GROWTH_BYTES_MAX
-    wait_for(lambda: not member.json("session", "list"), 60, "the sessions of the attackers end")
+    wait_for(lambda: not member.json("session", "list"), 20, "the sessions of the attackers end")
 
 
 def write_everywhere(volume: Volume) -> bytes:
