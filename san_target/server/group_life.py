@@ -5,7 +5,7 @@ session has ended, with all that it had under way: what an initiator gave to the
 new one [28].
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +18,7 @@ from san_target.server.peering import Peering
 from san_target.server.reservation_records import save_reservations
 from san_target.server.succession import Succession
 from san_target.server.unit_states import UnitStates
+from san_target.server.vigilance import Vigilance
 from san_target.volume.forward import Forwarder
 from san_target.volume.owner import Owner
 
@@ -57,9 +58,16 @@ class GroupLife:
         self.others: Final = OtherMembers(member.name, lambda: member.members.view, self.peering.peers)
         self.units: Final = UnitStates(follower, self.peering, self.other_members, self._unit_of, background)
         self.succession: Final = Succession(self.peering, self.other_members, self._target_of, self._reinstated)
+        self.vigilance: Final = Vigilance(
+            member.environment.boottime_s,
+            lambda: member.membership.valid_until_s,
+            lambda: bool(self.other_members()),
+            lambda: [export.target.unit for export in self.owned.values()],
+            lambda _seconds: member.portal_server.abort_all("this member stood still"),
+        )
         member.members.subscribe(self._members_changed)
 
-    def other_members(self) -> "Iterable[MemberView]":
+    def other_members(self) -> "list[MemberView]":
         """All that have not been removed, alive or not."""
         members = self._member.members.view.values()
         return [each for each in members if each.name != self._member.name and each.state not in REMOVED]
@@ -74,11 +82,15 @@ class GroupLife:
         self._members_changed(frozenset())
         self._member.portal_server.resume()
 
-    async def end(self) -> None:
-        """This life is over. Returns when nothing of it is under way, neither here nor for others."""
+    async def end(self, keep_sessions: bool = False) -> None:
+        """This life is over. Returns when nothing of it is under way, neither here nor for others.
+
+        keep_sessions: there are no other members that initiators could have gone to.
+        """
         self._member.portal_server.pause()
         self.peering.peers.end()  # what waits for other members need not be waited for
-        await self._member.portal_server.end_connections("this member begins anew")
+        if not keep_sessions:
+            await self._member.portal_server.end_connections("this member begins anew")
         await self.peering.end()
 
     def _members_changed(self, _names: frozenset[str]) -> None:

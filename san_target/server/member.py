@@ -181,6 +181,8 @@ class Member:
         await self._open_admin_port()
         await self._open_portals()
         await self._tell_serving()
+        self.portal_server.guard = self.life.vigilance.guard
+        self._followers.spawn(self.life.vigilance.beat(environment.sleep))
         self._followers.spawn(self._keep_lease())
         self._followers.spawn(self._sample_rates())
         self.state = "active"
@@ -337,9 +339,12 @@ class Member:
         """A new incarnation: everything is read again, and nothing of the old one is under way any more."""
         async with self._beginning:
             log.warning("this member begins anew", member=self.name, reason=reason)
-            await self.life.end()
+            alone = not self.life.other_members()
+            await self.life.end(keep_sessions=alone)
             await self.membership.join(self.portals.told(), self.admin_address, self.life.peering.address)
             await self.follower.reload()
+            if alone and self.life.other_members():
+                await self.life.end()
             self.life.begin(self.exports.group.id)
             await self._tell_serving()
 

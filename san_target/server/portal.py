@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -83,6 +84,7 @@ class PortalServer:
         self._spare_arenas: list[Arena] = []
         self._listeners: list[socket.socket] = []
         self._paused = False
+        self.guard: Callable[[], bool] | None = None  # asked before each batch: may what has arrived be executed?
         self._ticker: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int) -> tuple[str, int]:
@@ -201,6 +203,11 @@ class PortalServer:
             self._ticker.cancel()
             self._ticker = None
         await self.end_connections("the member stops")
+
+    def abort_all(self, reason: str) -> None:
+        """End every connection at once; nothing that has arrived on it is executed any more."""
+        for each in list(self.connections):
+            each.give_up(reason)
 
     async def end_connections(self, reason: str) -> None:
         """End every connection, and return when none of their commands is under way."""

@@ -283,6 +283,9 @@ class PortalConnection:
     def _handle(self, count: int) -> int:
         """Have `count` bytes more handled; returns the number of answers that were sent at the end."""
         connection, server = self.connection, self._server
+        if server.guard is not None and not server.guard():
+            self.give_up("this member stood still for a while, and does not know what became of the initiator")
+            return 0
         self.arena = self._own_arena or server.arena
         server.serving = self
         try:
