@@ -49,6 +49,8 @@ class SpareBuffers:
 
     def take(self, size_bytes: int) -> memoryview:
         """A buffer of at least this size; its contents are undefined."""
+        if size_bytes < SPARE_BYTES_MIN:
+            return memoryview(bytearray(size_bytes))
         spare = self._spare
         for index in range(len(spare) - 1, -1, -1):
             if len(spare[index]) >= size_bytes:

@@ -136,8 +136,8 @@ class PeerLink:
         spare: SpareBuffers,
         on_change: "Callable[[PeerLink], None] | None" = None,
     ) -> None:
-        """request_ids, spare: shared by all links of this life of this member. on_change: called when the link goes up or
-        down. Starts connecting at once; `stop` ends it."""
+        """request_ids, spare: shared by all links of this life of this member. on_change: called when the link goes up
+        or down. Starts connecting at once; `stop` ends it."""
         self.name: Final = name
         self.incarnation: Final = incarnation
         self.address: Final = address

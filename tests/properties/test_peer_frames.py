@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from san_target.peer.frame_stream import AnswerStream, RequestStream
+from san_target.peer.frame_stream import AnswerStream, RequestStream, SpareBuffers
 from san_target.peer.frames import (
     ANSWER_BYTES,
     ANSWER_HEADER,
@@ -90,7 +90,11 @@ def test_requests_in_any_pieces(requests: list[Request], cuts: list[int]) -> Non
         request.payload = bytes(request.payload)
         taken.append(request)
 
-    feed(RequestStream(take), b"".join(pack_request(each) + bytes(each.payload) for each in requests), cuts)
+    feed(
+        RequestStream(take, SpareBuffers()),
+        b"".join(pack_request(each) + bytes(each.payload) for each in requests),
+        cuts,
+    )
     assert taken == requests
 
 
@@ -102,7 +106,11 @@ def test_answers_in_any_pieces(answers: list[Answer], cuts: list[int]) -> None:
         answer.payload = bytes(answer.payload)
         taken.append(answer)
 
-    feed(AnswerStream(take), b"".join(pack_answer(each, each.tick) + bytes(each.payload) for each in answers), cuts)
+    feed(
+        AnswerStream(take, SpareBuffers()),
+        b"".join(pack_answer(each, each.tick) + bytes(each.payload) for each in answers),
+        cuts,
+    )
     assert taken == answers
 
 
@@ -113,7 +121,7 @@ def test_no_single_wrong_bit_passes(request: Request, data: st.DataObject) -> No
     whole[bit // 8] ^= 1 << bit % 8
     taken: list[Request] = []
     try:
-        RequestStream(taken.append).received(memoryview(whole))
+        RequestStream(taken.append, SpareBuffers()).received(memoryview(whole))
     except FrameError:
         pass
     assert not taken
@@ -121,7 +129,10 @@ def test_no_single_wrong_bit_passes(request: Request, data: st.DataObject) -> No
 
 @given(garbage=st.binary(max_size=3 * REQUEST_BYTES), cuts=CUTS)
 def test_garbage_is_refused_and_nothing_is_held_for_it(garbage: bytes, cuts: list[int]) -> None:
-    for stream in (RequestStream(lambda request: None), AnswerStream(lambda answer: None)):
+    for stream in (
+        RequestStream(lambda request: None, SpareBuffers()),
+        AnswerStream(lambda answer: None, SpareBuffers()),
+    ):
         try:
             feed(stream, garbage, cuts)
         except FrameError:

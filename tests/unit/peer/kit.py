@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from san_target.peer.frame_stream import AnswerStream
+from san_target.peer.frame_stream import AnswerStream, SpareBuffers
 from san_target.peer.frames import Answer, Operation, Payload, Request, Status, pack_request
 from san_target.peer.handshake import Calling, HandshakeStream, Refused
 from san_target.peer.identity import OwnIdentity, PeerIdentity
@@ -183,7 +183,7 @@ class RawCaller:
         identity = own(name, incarnation)
         self._calling = Calling(identity._replace(secret=secret or identity.secret), "b", 1, bytes(32))
         self._stream: HandshakeStream | None = HandshakeStream()
-        self._answers = AnswerStream(self._answered)
+        self._answers = AnswerStream(self._answered, SpareBuffers())
         self._both = both
         self.transport: Transport
         self.answers: list[Answer] = []

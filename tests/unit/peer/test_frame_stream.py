@@ -2,7 +2,7 @@
 
 import pytest
 
-from san_target.peer.frame_stream import AnswerStream, RequestStream
+from san_target.peer.frame_stream import SPARE_BUFFERS_MAX, AnswerStream, RequestStream, SpareBuffers
 from san_target.peer.frames import (
     ANSWER_BYTES,
     PAYLOAD_BYTES_MAX,
@@ -49,7 +49,7 @@ REQUESTS = [
 @pytest.mark.parametrize("piece", [1, 3, REQUEST_BYTES - 1, REQUEST_BYTES, REQUEST_BYTES + 1, 1000, 100000])
 def test_any_pieces(piece: int) -> None:
     taken = Taken()
-    stream = RequestStream(taken.request)
+    stream = RequestStream(taken.request, SpareBuffers())
     whole = b"".join(map(frame, REQUESTS))
     for start in range(0, len(whole), piece):
         buffer = bytearray(whole[start : start + piece])
@@ -60,18 +60,19 @@ def test_any_pieces(piece: int) -> None:
 
 
 def test_what_is_held_of_an_unfinished_frame() -> None:
-    stream = RequestStream(lambda request: None)
+    stream = RequestStream(lambda request: None, SpareBuffers())
     whole = frame(Request(Operation.WRITE, payload=bytes(1 << 20), request_id=1))
     stream.received(memoryview(whole[:50]))
     assert (stream.unfinished_bytes, stream.held_bytes) == (50, REQUEST_BYTES)
     stream.received(memoryview(whole[50:5000]))
-    assert (stream.unfinished_bytes, stream.held_bytes) == (5000, len(whole))
+    assert stream.unfinished_bytes == 5000
+    assert len(whole) <= stream.held_bytes < 2 * len(whole)
     stream.received(memoryview(whole[5000:]))
     assert (stream.unfinished_bytes, stream.held_bytes) == (0, 0)
 
 
 def test_a_length_is_not_believed_before_its_crc_was_checked() -> None:
-    stream = RequestStream(lambda request: None)
+    stream = RequestStream(lambda request: None, SpareBuffers())
     header = bytearray(pack_request(Request(Operation.WRITE, payload=b"x", request_id=1)))
     header[8:12] = PAYLOAD_BYTES_MAX.to_bytes(4, "big")
     with pytest.raises(FrameError, match="damaged header"):
@@ -86,7 +87,7 @@ def test_who_has_enough_gets_no_more() -> None:
         seen.append(request.request_id)
         stream.stopped = len(seen) == 2
 
-    stream = RequestStream(take)
+    stream = RequestStream(take, SpareBuffers())
     stream.received(memoryview(b"".join(map(frame, REQUESTS))))
     assert seen == [1, 2]
 
@@ -105,7 +106,7 @@ def test_who_has_enough_gets_no_more() -> None:
 )
 def test_limits_of_answers(status: int, size_bytes: int, fits: bool) -> None:
     taken = Taken()
-    stream = AnswerStream(taken.answer)
+    stream = AnswerStream(taken.answer, SpareBuffers())
     answer = Answer(5, status, 6, bytes(size_bytes))
     whole = pack_answer(answer, 7) + bytes(size_bytes)
     if fits:
@@ -121,10 +122,36 @@ def test_a_damaged_header_of_an_answer(position: int) -> None:
     header = bytearray(pack_answer(Answer(1), 2))
     header[position] ^= 0x10
     with pytest.raises(FrameError, match="damaged header of an answer"):
-        AnswerStream(lambda answer: None).received(memoryview(header))
+        AnswerStream(lambda answer: None, SpareBuffers()).received(memoryview(header))
 
 
 def test_a_damaged_payload_of_an_answer() -> None:
     whole = pack_answer(Answer(1, payload=b"abc"), 2) + b"abd"
     with pytest.raises(FrameError, match="damaged payload of an answer"):
-        AnswerStream(lambda answer: None).received(memoryview(whole))
+        AnswerStream(lambda answer: None, SpareBuffers()).received(memoryview(whole))
+
+
+def test_spare_buffers_are_used_again_and_few_are_kept() -> None:
+    spare = SpareBuffers()
+    first = spare.take(100_000)
+    assert len(first) == 1 << 17
+    spare.give_back(first)
+    assert spare.take(200_000) is not first
+    assert spare.take(70_000) is first
+    assert len(spare.take(104)) == 104, "a header does not take a large one"
+    for _ in range(10):
+        spare.give_back(memoryview(bytearray(1 << 20)))
+    spare.give_back(memoryview(bytearray(104)))
+    kept = [spare.take(1 << 20) for _ in range(SPARE_BUFFERS_MAX)]
+    spare.give_back(kept[0])
+    assert spare.take(1 << 20) is kept[0]
+
+
+def test_a_large_frame_keeps_nothing_of_the_one_before_in_its_buffer() -> None:
+    taken, spare = Taken(), SpareBuffers()
+    stream = RequestStream(taken.request, spare)
+    requests = [Request(Operation.WRITE, payload=bytes((n,)) * (300_000 - n), request_id=n) for n in range(1, 4)]
+    whole = b"".join(map(frame, requests))
+    for start in range(0, len(whole), 65536):
+        stream.received(memoryview(whole[start : start + 65536]))
+    assert taken.requests == requests
