@@ -61,6 +61,12 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
         ('directory = "d"\nportals = ["a:1", "a:1"]', "portals: an address is given twice"),
         ('directory = "d"\nadmin = ""', "admin: '' is no HOST:PORT"),
         ('directory = "d"\nadvertise = ["a:1", "a:2"]', "advertise: give one address for all portals"),
+        ('directory = "d"\npeer_tls_ca = "ca"', "peer_tls_cert: must be given too"),
+        ('directory = "d"\npeer_tls_cert = "c"\npeer_tls_ca = "ca"', "peer_tls_key: must be given too"),
+        (
+            'directory = "d"\npeer_tls_ca = "a"\npeer_tls_cert = "c"\npeer_tls_key = "k"',
+            "peer_tls_ca: needs peer, the address where other members reach this one",
+        ),
         ('directory = "d"\nname = "a/b"', "name: 'a/b' is no name"),
         ('directory = "d"\nname = "A"', "name: 'A' is no name"),
         ('directory = "d"\ngroup = ""', "group: '' is no name"),
@@ -126,3 +132,21 @@ def test_api_token(tmp_path: Path) -> None:
     path.write_text("\n")
     with pytest.raises(ConfigError, match="is empty"):
         config.api_token(load(None, {"directory": "d", "api_token_file": str(path)}))
+
+
+def test_certificates_of_members(tmp_path: Path) -> None:
+    """(That good ones are taken, and which are not trusted: test_peer_tls.py.)"""
+    bad = tmp_path / "bad.pem"
+    bad.write_text("no certificate\n")
+    absent = str(tmp_path / "absent.pem")
+    assert config.peer_tls(load(None, {"directory": "d"})) is None
+    for files, message in (
+        ((absent, str(bad), str(bad)), f"peer_tls_ca: {absent} cannot be read: No such file or directory"),
+        ((str(bad), absent, str(bad)), f"peer_tls_cert: {absent} cannot be read: No such file or directory"),
+        ((str(bad), str(bad), absent), f"peer_tls_key: {absent} cannot be read: No such file or directory"),
+        ((str(bad), str(bad), str(bad)), f"peer_tls_ca: {bad} holds no certificate in PEM form"),
+    ):
+        options = dict(zip(config.PEER_TLS_KEYS, files, strict=True))
+        with pytest.raises(ConfigError) as caught:
+            config.peer_tls(load(None, {"directory": "d", "peer": "h:1"} | options))
+        assert str(caught.value) == message
