@@ -148,6 +148,13 @@ class EtcdStore:
         So it counts only if the leader of the same term then still had its quorum: a linearizable read, the raft terms
         before and after, all at one endpoint, where terms only grow.
         """
+        try:
+            async with asyncio.timeout(self._client.timeouts.request_s):
+                return await self._renew(lease_id)
+        except TimeoutError:
+            raise self._client.unavailable("did not renew the lease in time") from None
+
+    async def _renew(self, lease_id: int) -> bool:
         for _ in range(RENEWAL_TRIES):
             connection = self._client.connections
             renewed = await self._client.call(

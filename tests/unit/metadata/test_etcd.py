@@ -42,6 +42,7 @@ def test_it_works_on_uvloop(etcd: Etcd) -> None:
     uvloop.run(asyncio.wait_for(body(), SECONDS_MAX))
 
 
+@pytest.mark.slow
 def test_an_etcd_that_starts_again_is_found_again_and_a_watch_goes_on(own: Etcd) -> None:
     own.start(*QUICK_LEASES)
 
@@ -69,6 +70,7 @@ def test_an_etcd_that_starts_again_is_found_again_and_a_watch_goes_on(own: Etcd)
     run(body)
 
 
+@pytest.mark.slow
 def test_a_watch_does_not_wait_for_ever(own: Etcd) -> None:
     own.start(*QUICK_LEASES)
 
@@ -298,6 +300,7 @@ def test_a_watch_on_an_endpoint_that_falls_silent_goes_on_elsewhere(etcd: Etcd) 
     run(body)
 
 
+@pytest.mark.slow
 def test_a_stopped_etcd_ends_requests_in_time(own: Etcd) -> None:
     own.start(*QUICK_LEASES)
 

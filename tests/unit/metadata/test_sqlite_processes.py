@@ -121,6 +121,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_processes_killed_at_any_moment_lose_nothing_they_acknowledged(path: Path) -> None:
     """Three count together; a fourth is killed again and again, wherever it is then."""
     counting = [start(COUNT, path, 60) for _ in range(3)]
