@@ -11,8 +11,10 @@ from san_target.admin.service import (
     Counters,
     GroupStatus,
     Health,
+    LostShare,
     MapEntry,
     Member,
+    MemberRemoval,
     Pool,
     Portal,
     PortalPolicy,
@@ -104,6 +106,15 @@ class FakeService:
                 return member
         raise NotFound(f"there is no member {name!r}")
 
+    async def remove_member(self, name: str, force: bool) -> MemberRemoval:
+        """The member "gone" holds something of "disk" and has ended."""
+        if name != "gone":
+            await self.member(name)
+            raise Conflict(f"member {name!r} is running; stop it first, or drain it")
+        if not force:
+            raise Conflict(f"member {name!r} holds 4096 bytes of 'disk'; use --force")
+        return MemberRemoval(name=name, lost=(LostShare(volume="disk", ranges=1, size_bytes=4096),))
+
     async def volumes(self) -> tuple[Volume, ...]:
         self._fail()
         return tuple(self._shown(volume) for _, volume in sorted(self._volumes.items()))
@@ -151,8 +162,10 @@ class FakeService:
             del self._sessions[session.id]
         del self._volumes[name]
 
-    async def volume_map(self, name: str) -> tuple[MapEntry, ...]:
+    async def volume_map(self, name: str, from_lba: int = 0) -> tuple[MapEntry, ...]:
         volume = self._find(name)
+        if from_lba >= volume.size_bytes // volume.block_size:
+            return ()
         return (MapEntry(start_lba=0, end_lba=volume.size_bytes // volume.block_size, owner=self.name, generation=7),)
 
     async def portals(self) -> tuple[Portal, ...]:

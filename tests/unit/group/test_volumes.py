@@ -9,16 +9,19 @@ import pytest
 
 from san_target.group.errors import Conflict, Invalid, NotFound
 from san_target.group.group_record import ensure_group
-from san_target.group.membership import Membership
+from san_target.group.membership import Membership, PoolFacts
 from san_target.group.volumes import DELETING, Volumes
 from san_target.metadata.memory import MemoryData, MemoryStore
 from san_target.metadata.schema import (
     ChapRecord,
+    MemberRecord,
     PlacementRecord,
     ReservationsRecord,
     VolumeRecord,
+    decode,
     encode,
     map_key,
+    member_key,
     reservations_key,
     volume_key,
 )
@@ -40,22 +43,34 @@ class Rival(MemoryStore):
 
 
 class Room:
-    """Volumes on a fresh memory store with the members "one" (ourselves) and "two"."""
+    """Volumes on a fresh memory store with the members "one" and "two", which do nothing by themselves."""
+
+    names = ("one", "two")
 
     def __init__(self) -> None:
         self.store = Rival(MemoryData(clock=lambda: 0.0))
         self.sessions: dict[str, int] = {}
+        self.members: dict[str, Membership] = {}
 
     async def open(self) -> Volumes:
         await self.store.open()
-        group = await ensure_group(self.store, "group", "00" * 16)
-        for name in ("one", "two"):
-            await Membership(self.store, name, f"pool {name}", lambda: 0.0).join((), "")
-        return Volumes(self.store, group, "one", sessions_on=lambda volume_id: self.sessions.get(volume_id, 0))
+        group = await ensure_group(self.store, "group", "00" * 16, bytes(32))
+        for name in self.names:
+            facts = PoolFacts(f"pool {name}", capacity_bytes=1 << 40, free_bytes=1 << 40)
+            self.members[name] = Membership(self.store, name, facts, lambda: 0.0)
+            await self.members[name].join((), "")
+        return Volumes(self.store, group, sessions_on=lambda volume_id: self.sessions.get(volume_id, 0))
+
+    async def set_state(self, name: str, state: str) -> None:
+        item = await self.store.get(member_key(name))
+        assert item is not None
+        record = msgspec.structs.replace(decode(MemberRecord, item.value, item.key), state=state)
+        await self.store.transact([], [Put(item.key, encode(record))])
 
     async def keys(self) -> list[str]:
         items = (await self.store.range("")).items
-        return [item.key for item in items if item.key.split("/")[0] not in ("group", "members", "leases")]
+        own = ("group", "group-secret", "members", "leases")
+        return [item.key for item in items if item.key.split("/")[0] not in own]
 
 
 def run(test: Callable[[Room, Volumes], Awaitable[None]]) -> None:
@@ -67,10 +82,23 @@ def run(test: Callable[[Room, Volumes], Awaitable[None]]) -> None:
 
 
 async def create_ready(volumes: Volumes, name: str, size_bytes: int, **options: Any) -> VolumeRecord:
-    """A volume whose member has made its blocks."""
-    record = await volumes.create(name, size_bytes, **options)
-    await volumes.made(record.id)
+    """A volume whose members (if not told otherwise: "one") have made its blocks."""
+    record = await volumes.create(name, size_bytes, **{"members": ["one"]} | options)
+    await carried_out(volumes, name)
+    assert record.unconfirmed
     return await volumes.named(name)
+
+
+async def carried_out(volumes: Volumes, name: str) -> None:
+    """Every member has done what it is asked to."""
+    record = await volumes.named(name)
+    for member in record.unconfirmed:
+        await volumes.confirm(record, member)
+
+
+async def ranges_of(volumes: Volumes, name: str) -> list[tuple[int, int, str]]:
+    """(start LBA, end LBA, owner)"""
+    return [(entry.start, entry.placement.end_lba, entry.placement.owner) for entry in await volumes.entries_of(name)]
 
 
 def secret(user: str = "alice", text: str = "a-secret-of-16-b") -> ChapRecord:
@@ -81,16 +109,16 @@ class TestCreate:
     def test_a_volume_and_its_map(self) -> None:
         async def test(room: Room, volumes: Volumes) -> None:
             before = (await room.store.range("")).revision
-            record = await volumes.create("Demo_1", 8 * MIB, block_size=4096, read_only=True)
+            record = await volumes.create("Demo_1", 8 * MIB, block_size=4096, members=["one"], read_only=True)
             assert record.iqn == "iqn.2026-01.io.san-target:demo-1"
             assert (record.size_bytes, record.block_size, record.members) == (8 * MIB, 4096, ("one",))
             assert record.read_only
             assert record.state == "creating"
             assert len(bytes.fromhex(record.id)) == 16
             assert await volumes.named("Demo_1") == record
-            assert await volumes.map_of("Demo_1") == [
-                (0, PlacementRecord(end_lba=2048, owner="one", generation=before))
-            ]
+            [entry] = await volumes.entries_of("Demo_1")
+            assert entry == (0, PlacementRecord(end_lba=2048, owner="one", generation=before), before + 1)
+            assert record.unconfirmed == ("one",)
             assert (await room.store.range("")).revision == before + 1
 
         run(test)
@@ -98,7 +126,7 @@ class TestCreate:
     def test_a_volume_at_another_member(self) -> None:
         async def test(room: Room, volumes: Volumes) -> None:
             await volumes.create("demo", MIB, members=["two"])
-            assert [placement.owner for _, placement in await volumes.map_of("demo")] == ["two"]
+            assert await ranges_of(volumes, "demo") == [(0, 2048, "two")]
 
         run(test)
 
@@ -150,8 +178,8 @@ class TestCreate:
         async def test(room: Room, volumes: Volumes) -> None:
             with pytest.raises(NotFound, match="'three'"):
                 await volumes.create("demo", MIB, members=["three"])
-            with pytest.raises(Invalid, match="several members"):
-                await volumes.create("demo", MIB, members=["one", "two"])
+            with pytest.raises(Invalid, match="at most 32 members"):
+                await volumes.create("demo", MIB, members=[f"m{number}" for number in range(33)])
 
         run(test)
 
@@ -233,27 +261,111 @@ class TestChap:
         run(test)
 
 
-class TestMade:
+class TestConfirm:
     def test_a_volume_being_created_cannot_be_changed_but_deleted(self) -> None:
         async def test(room: Room, volumes: Volumes) -> None:
-            record = await volumes.create("demo", MIB)
+            record = await volumes.create("demo", MIB, members=["one"])
             for call in (volumes.resize("demo", 2 * MIB), volumes.change("demo", read_only=True)):
                 with pytest.raises(Conflict, match="is being created"):
                     await call
             await volumes.delete("demo")
-            await volumes.made(record.id)
+            await volumes.confirm(record, "one")
             assert (await volumes.named("demo")).state == DELETING
 
         run(test)
 
-    def test_made_twice_or_never_known_is_harmless(self) -> None:
+    def test_twice_or_by_others_or_never_known_is_harmless(self) -> None:
         async def test(room: Room, volumes: Volumes) -> None:
-            record = await create_ready(volumes, "demo", MIB)
-            assert record.state == "ready"
+            created = await volumes.create("demo", MIB, members=["one"])
+            await volumes.confirm(created, "two")
+            assert (await volumes.named("demo")).state == "creating"
+            await volumes.confirm(created, "one")
+            assert (await volumes.named("demo")).state == "ready"
             revision = (await room.store.range("")).revision
-            await volumes.made(record.id)
-            await volumes.made("0" * 32)
+            await volumes.confirm(created, "one")
+            await volumes.confirm(msgspec.structs.replace(created, id="0" * 32), "one")
             assert (await room.store.range("")).revision == revision
+
+        run(test)
+
+    def test_a_volume_is_ready_when_all_have_made_their_blocks(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await volumes.create("demo", 4 * MIB, members=["one", "two"])
+            assert record.unconfirmed == ("one", "two")
+            await volumes.confirm(record, "two")
+            found = await volumes.named("demo")
+            assert (found.state, found.unconfirmed) == ("creating", ("one",))
+            await volumes.confirm(record, "one")
+            found = await volumes.named("demo")
+            assert (found.state, found.unconfirmed) == ("ready", ())
+
+        run(test)
+
+    def test_members_that_confirm_at_the_same_time(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await volumes.create("demo", 4 * MIB, members=["one", "two"])
+            room.store.before = lambda store: volumes.confirm(record, "one")
+            await volumes.confirm(record, "two")
+            assert (await volumes.named("demo")).state == "ready"
+
+        run(test)
+
+    def test_a_failure_is_told_until_it_works(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await volumes.create("demo", MIB, members=["one"])
+            await volumes.fail(record, "two", "not asked")
+            assert (await volumes.named("demo")).failure == ""
+            await volumes.fail(record, "one", "no space is left")
+            assert (await volumes.named("demo")).failure == "member one: no space is left"
+            revision = (await room.store.range("")).revision
+            await volumes.fail(record, "one", "no space is left")
+            assert (await room.store.range("")).revision == revision
+            await volumes.confirm(record, "one")
+            found = await volumes.named("demo")
+            assert (found.state, found.failure) == ("ready", "")
+
+        run(test)
+
+
+class TestPlacing:
+    def test_a_large_volume_is_spread_over_all_that_run(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await volumes.create("demo", 1 << 30)
+            ranges = await ranges_of(volumes, "demo")
+            assert record.unconfirmed == ("one", "two")
+            assert record.members == ()
+            assert len(ranges) == 64
+            assert (ranges[0][0], ranges[-1][1]) == (0, (1 << 30) // 512)
+            assert {owner for _, _, owner in ranges} == {"one", "two"}
+
+        run(test)
+
+    @pytest.mark.parametrize("reason", ["gone", "draining"])
+    def test_nothing_new_goes_to_a_member_that_is_gone_or_drained(self, reason: str) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            if reason == "gone":
+                await room.members["two"].leave()
+            else:
+                await room.set_state("two", "draining")
+            await volumes.create("demo", 1 << 30)
+            assert {owner for _, _, owner in await ranges_of(volumes, "demo")} == {"one"}
+            with pytest.raises(
+                Conflict, match=r"'two' is (not running; start it|draining; activate it), or leave it out"
+            ):
+                await volumes.create("other", 1 << 30, members=["one", "two"])
+            await room.members["one"].leave()
+            with pytest.raises(Conflict, match="no member of the group can take a volume now"):
+                await volumes.create("other", 1 << 30)
+
+        run(test)
+
+    def test_a_removed_member_is_none(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            await room.set_state("two", "removed")
+            with pytest.raises(NotFound, match="no member 'two'"):
+                await volumes.create("demo", MIB, members=["two"])
+            await volumes.create("demo", 1 << 30)
+            assert {owner for _, _, owner in await ranges_of(volumes, "demo")} == {"one"}
 
         run(test)
 
@@ -307,7 +419,7 @@ class TestChange:
             with pytest.raises(NotFound):
                 await volumes.delete("x")
             with pytest.raises(NotFound):
-                await volumes.map_of("x")
+                await volumes.entries_of("x")
 
         run(test)
 
@@ -318,11 +430,119 @@ class TestResize:
             record = await create_ready(volumes, "demo", MIB)
             await split(room.store, record.id, 1024)
             await volumes.resize("demo", 3 * MIB)
-            assert (await volumes.named("demo")).size_bytes == 3 * MIB
-            assert [(start, placement.end_lba) for start, placement in await volumes.map_of("demo")] == [
-                (0, 1024),
-                (1024, 6144),
-            ]
+            found = await volumes.named("demo")
+            assert (found.size_bytes, found.growing_from_bytes, found.unconfirmed) == (3 * MIB, MIB, ("one",))
+            assert await ranges_of(volumes, "demo") == [(0, 1024, "one"), (1024, 6144, "one")]
+            await carried_out(volumes, "demo")
+            found = await volumes.named("demo")
+            assert (found.size_bytes, found.growing_from_bytes, found.unconfirmed) == (3 * MIB, 0, ())
+
+        run(test)
+
+    def test_large_growth_is_spread_and_keeps_regions_whole(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            await create_ready(volumes, "demo", MIB + 512, members=["one"])
+            await room.store.transact(
+                [],
+                [
+                    Put(
+                        volume_key((await volumes.named("demo")).id),
+                        encode(msgspec.structs.replace(await volumes.named("demo"), members=())),
+                    )
+                ],
+            )
+            before = (await volumes.entries_of("demo"))[0].placement.generation
+            await volumes.resize("demo", 1 << 30)
+            record, entries = await volumes.named("demo"), await volumes.entries_of("demo")
+            assert record.unconfirmed == ("one", "two")
+            assert entries[0].placement.owner == "one"
+            assert entries[0].placement.generation == before
+            assert entries[0].placement.end_lba >= 4096
+            assert all(entry.start % 2048 == 0 for entry in entries)
+            assert all(entry.placement.generation > before for entry in entries[1:])
+            assert {entry.placement.owner for entry in entries} == {"one", "two"}
+            assert len(entries) <= 65
+
+        run(test)
+
+    def test_growth_stays_with_the_members_that_were_named(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            await create_ready(volumes, "demo", MIB, members=["two"])
+            await volumes.resize("demo", 1 << 30)
+            assert {owner for _, _, owner in await ranges_of(volumes, "demo")} == {"two"}
+            await carried_out(volumes, "demo")
+            await room.members["two"].leave()
+            with pytest.raises(Conflict, match="grows at member two, of which none is running"):
+                await volumes.resize("demo", 2 << 30)
+
+        run(test)
+
+    def test_growth_that_needs_a_member_that_is_away(self) -> None:
+        """The last region is not whole, and has one owner."""
+
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await create_ready(volumes, "demo", 3 * MIB - 512, members=["one"])
+            await split(room.store, record.id, 2048, owner="two")
+            await room.members["two"].leave()
+            with pytest.raises(Conflict, match="ends at member two, which must take part"):
+                await volumes.resize("demo", 5 * MIB)
+            await volumes.resize("demo", 2 * MIB, force=True)
+            assert (await volumes.named("demo")).unconfirmed == ("one", "two")
+
+        run(test)
+
+    def test_one_change_of_size_after_the_other(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            await create_ready(volumes, "demo", 2 * MIB)
+            await volumes.resize("demo", 4 * MIB)
+            with pytest.raises(Conflict, match="is growing to 4194304 bytes"):
+                await volumes.resize("demo", 8 * MIB)
+            await volumes.resize("demo", 2 * MIB)  # taken back; nobody has seen the new blocks
+            found = await volumes.named("demo")
+            assert (found.size_bytes, found.growing_from_bytes, found.shrinking) == (2 * MIB, 0, True)
+            assert await ranges_of(volumes, "demo") == [(0, 4096, "one")]
+            with pytest.raises(Conflict, match="is being shrunk to 2097152 bytes"):
+                await volumes.resize("demo", 4 * MIB)
+            await volumes.resize("demo", MIB, force=True)
+            await volumes.resize("demo", MIB)  # asked for again
+            await carried_out(volumes, "demo")
+            await volumes.resize("demo", 4 * MIB)
+            with pytest.raises(Conflict, match="--force"):
+                await volumes.resize("demo", MIB // 2)
+
+        run(test)
+
+    def test_a_stale_confirmation_confirms_nothing(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            await create_ready(volumes, "demo", 2 * MIB)
+            growing = await volumes.resize("demo", 4 * MIB)
+            await volumes.resize("demo", 2 * MIB)
+            await volumes.confirm(growing, "one")
+            assert (await volumes.named("demo")).unconfirmed == ("one",)
+
+        run(test)
+
+    def test_a_map_of_many_ranges_is_cut_in_small_transactions(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await create_ready(volumes, "demo", 300 * MIB)
+            await many_ranges(room.store, record, 300)
+            shrinking = await volumes.resize("demo", MIB + 512, force=True)
+            assert await ranges_of(volumes, "demo") == [(0, 2048, "one"), (2048, 2049, "two")]
+            assert shrinking.unconfirmed == ("one", "two")
+
+        run(test)
+
+    def test_a_cut_that_was_interrupted_is_finished_by_whoever_confirms_last(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await create_ready(volumes, "demo", 4 * MIB)
+            await many_ranges(room.store, record, 4)
+            shrinking = msgspec.structs.replace(record, size_bytes=MIB, shrinking=True, unconfirmed=("one", "two"))
+            await room.store.transact([], [Put(volume_key(record.id), encode(shrinking))])
+            await volumes.confirm(shrinking, "one")
+            assert len(await ranges_of(volumes, "demo")) == 4
+            await volumes.confirm(shrinking, "two")
+            assert await ranges_of(volumes, "demo") == [(0, 2048, "one")]
+            assert (await volumes.named("demo")).shrinking is False
 
         run(test)
 
@@ -334,7 +554,7 @@ class TestResize:
                 await volumes.resize("demo", MIB // 2)
             assert (await volumes.named("demo")).size_bytes == 2 * MIB
             await volumes.resize("demo", MIB // 2, force=True)
-            assert [(start, placement.end_lba) for start, placement in await volumes.map_of("demo")] == [(0, 1024)]
+            assert await ranges_of(volumes, "demo") == [(0, 1024, "one")]
 
         run(test)
 
@@ -352,10 +572,7 @@ class TestResize:
             room.store.before = lambda store: split(store, record.id, 1024)
             with pytest.raises(Conflict):
                 await volumes.resize("demo", 2 * MIB)
-            assert [(start, placement.end_lba) for start, placement in await volumes.map_of("demo")] == [
-                (0, 1024),
-                (1024, 2048),
-            ]
+            assert await ranges_of(volumes, "demo") == [(0, 1024, "one"), (1024, 2048, "one")]
 
         run(test)
 
@@ -372,6 +589,20 @@ async def split(store: Store, volume_id: str, at_lba: int, owner: str = "one") -
         [Put(item.key, encode(front)), Put(map_key(volume_id, at_lba), encode(back))],
     )
     assert result.succeeded
+
+
+async def many_ranges(store: Store, record: VolumeRecord, count: int) -> None:
+    """Cut the volume's only range into `count`, at "one" and "two" in turns."""
+    blocks = record.size_bytes // record.block_size // count
+    puts = [
+        Put(
+            map_key(record.id, number * blocks),
+            encode(PlacementRecord(end_lba=(number + 1) * blocks, owner=("one", "two")[number % 2], generation=3)),
+        )
+        for number in range(count)
+    ]
+    for start in range(0, count, 100):
+        await store.transact([], puts[start : start + 100])
 
 
 class TestDelete:
@@ -433,6 +664,28 @@ class TestDelete:
             assert [key for key in await room.keys() if key.startswith("maps/")] == [map_key(record.id, 1024)]
             assert (await volumes.named("demo")).state == DELETING
             assert await volumes.forget(record.id, "two")
+            assert await room.keys() == []
+
+        run(test)
+
+    def test_a_map_of_many_ranges_goes_in_small_transactions(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await create_ready(volumes, "demo", 300 * MIB)
+            await many_ranges(room.store, record, 300)
+            await volumes.delete("demo")
+            assert not await volumes.forget(record.id, "two")
+            assert {owner for _, _, owner in await ranges_of(volumes, "demo")} == {"one"}
+            assert await volumes.forget(record.id, "one")
+            assert await room.keys() == []
+
+        run(test)
+
+    def test_lost_ranges_are_forgotten_by_anybody(self) -> None:
+        async def test(room: Room, volumes: Volumes) -> None:
+            record = await create_ready(volumes, "demo", MIB)
+            await split(room.store, record.id, 1024, owner="")
+            await volumes.delete("demo")
+            assert await volumes.forget(record.id, "one")
             assert await room.keys() == []
 
         run(test)

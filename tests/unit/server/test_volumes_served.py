@@ -508,7 +508,7 @@ class TestTrouble:
 
         run(body)
 
-    def test_a_volume_of_another_member_is_shown_and_not_served(self, tmp_path: Path) -> None:
+    def test_a_volume_of_another_member_is_served_without_a_file(self, tmp_path: Path) -> None:
         environment = Environment()
         store = f"sqlite://{tmp_path}/group.sqlite"
 
@@ -519,9 +519,8 @@ class TestTrouble:
                 two.started(store=store, name="two") as (other, there),
             ):
                 volume = await service.create_volume(spec(members=("two",)))
-                assert volume.state == "not-ready"
-                assert "its blocks are at member two" in volume.reason
-                assert await login_status(member, volume.iqn) == SERVICE_UNAVAILABLE
+                assert (volume.state, volume.members) == ("ready", ("two",))
+                assert await login_status(member, volume.iqn) == 0
                 while await login_status(other, volume.iqn) != 0:
                     await asyncio.sleep(0.01)
                 assert (await there.volume("demo")).state == "ready"
@@ -529,10 +528,11 @@ class TestTrouble:
                     ("one", "active"),
                     ("two", "active"),
                 ]
-                assert one.blocks_files() == []
-                await service.delete_volume("demo", False)
-                while await there.volumes():
-                    await asyncio.sleep(0.01)
+                assert (one.blocks_files(), len(two.blocks_files())) == ([], 1)
+                assert (await service.resize_volume("demo", 2 * MIB, False)).size_bytes == 2 * MIB
+                assert two.blocks_files()[0].stat().st_size == 2 * MIB
+                await service.delete_volume("demo", True)
+                assert await service.volumes() == ()
                 assert two.blocks_files() == []
 
         run(body)

@@ -141,7 +141,7 @@ def test_shrinking_a_volume_frees_space_in_a_full_pool(small_disk: Path) -> None
         with pytest.raises(OutOfSpace):
             await volume.write(0, b"x" * (64 * MIB))
         await volume.resize(MIB // 4096)
-        await pool.resize_volume(VOLUME, MIB, 1)
+        await pool.resize_volume(VOLUME, MIB, [HeldRange(0, MIB // 4096, 1)])
         assert pool.space()[1] > 8 * MIB
         assert bytes(await volume.read(0, MIB // 4096)) == b"x" * MIB
         await volume.drain()

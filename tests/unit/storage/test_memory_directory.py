@@ -145,11 +145,11 @@ def create(pool: Pool) -> None:
 
 
 def grow(pool: Pool) -> None:
-    pool._resize_volume(VOLUME, 2 * MIB, 5)
+    pool._resize_volume(VOLUME, 2 * MIB, (HeldRange(0, 2048, 1), HeldRange(2048, 4096, 5)))
 
 
 def shrink(pool: Pool) -> None:
-    pool._resize_volume(VOLUME, MIB // 2, 5)
+    pool._resize_volume(VOLUME, MIB // 2, (HeldRange(0, 1024, 1),))
 
 
 def hold_other_ranges(pool: Pool) -> None:

@@ -41,6 +41,14 @@ async def create(pool: Pool, volume_id: str = VOLUME, generation: int = 5):
     return await pool.create_volume(volume_id, MIB, 512, [HeldRange(0, MIB // 512, generation)])
 
 
+async def resize(pool: Pool, size_bytes: int, generation: int) -> None:
+    """New blocks are held under `generation`."""
+    volume = pool.open_volume(VOLUME)
+    blocks = volume.record.size_bytes // volume.record.block_size
+    held = records.resized(volume.held, blocks, size_bytes // volume.record.block_size, generation)
+    await pool.resize_volume(VOLUME, size_bytes, held)
+
+
 def test_a_volume_is_there_after_a_restart(tmp_path: Path) -> None:
     async def work() -> None:
         async with opened(tmp_path / "pool") as pool:
@@ -229,13 +237,30 @@ def test_growing_adds_held_blocks_that_read_as_zeros(tmp_path: Path) -> None:
     async def work() -> None:
         async with opened(tmp_path) as pool:
             await create(pool, generation=5)
-            await pool.resize_volume(VOLUME, 2 * MIB, 5)
+            await resize(pool, 2 * MIB, 5)
             assert pool.open_volume(VOLUME).held == (HeldRange(0, 4096, 5),)
-            await pool.resize_volume(VOLUME, 3 * MIB, 9)
+            await resize(pool, 3 * MIB, 9)
         async with opened(tmp_path, revision=9) as pool:
             volume = pool.open_volume(VOLUME)
             assert volume.held == (HeldRange(0, 4096, 5), HeldRange(4096, 6144, 9))
             assert volume.file.read(2 * MIB, MIB) == bytes(MIB)
+
+    run(work())
+
+
+def test_growing_may_add_blocks_that_are_not_held(tmp_path: Path) -> None:
+    """Those of other members."""
+
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            await create(pool)
+            held = (HeldRange(0, 2048, 5), HeldRange(3000, 4000, 9))
+            await pool.resize_volume(VOLUME, 4 * MIB, held)
+        async with opened(tmp_path, revision=9) as pool:
+            volume = pool.open_volume(VOLUME)
+            assert (volume.held, volume.record.size_bytes, volume.file.size_bytes) == (held, 4 * MIB, 4 * MIB)
+            with pytest.raises(AssertionError):
+                await pool.resize_volume(VOLUME, MIB, held)
 
     run(work())
 
@@ -282,9 +307,9 @@ def test_shrinking_and_growing_again_shows_no_old_data(tmp_path: Path) -> None:
         async with opened(tmp_path) as pool:
             volume = await create(pool)
             volume.file.write(0, b"\xff" * MIB)
-            await pool.resize_volume(VOLUME, MIB - 512, 5)
+            await resize(pool, MIB - 512, 5)
             assert pool.open_volume(VOLUME).held == (HeldRange(0, 2047, 5),)
-            await pool.resize_volume(VOLUME, MIB, 5)
+            await resize(pool, MIB, 5)
             assert volume.file.read(MIB - 1024, 1024) == b"\xff" * 512 + bytes(512)
 
     run(work())
@@ -305,8 +330,8 @@ def test_a_shrink_that_the_disk_refuses_shows_no_old_data_after_a_growth(
             with monkeypatch.context() as patch:
                 patch.setattr(records, "write_durably", refuse)
                 with pytest.raises(PoolError, match="disk reports errors"):
-                    await pool.resize_volume(VOLUME, MIB // 2, 5)
-            await pool.resize_volume(VOLUME, 2 * MIB, 5)
+                    await resize(pool, MIB // 2, 5)
+            await resize(pool, 2 * MIB, 5)
             assert volume.file.read(0, 2 * MIB) == b"\xff" * (MIB // 2) + bytes(MIB + MIB // 2)
 
     run(work())

@@ -64,11 +64,11 @@ def create(pool: Pool) -> None:
 
 
 def grow(pool: Pool) -> None:
-    pool._resize_volume(VOLUME, 2 * MIB, 5)
+    pool._resize_volume(VOLUME, 2 * MIB, (HeldRange(0, 2048, 1), HeldRange(2048, 4096, 5)))
 
 
 def shrink(pool: Pool) -> None:
-    pool._resize_volume(VOLUME, MIB // 2, 5)
+    pool._resize_volume(VOLUME, MIB // 2, (HeldRange(0, 1024, 1),))
 
 
 def delete(pool: Pool) -> None:
@@ -87,7 +87,7 @@ async def check(pool: Pool, change: Change, data: bytes) -> None:
     expected = bytes(size) if change is create else data[:size].ljust(size, b"\0")
     assert bytes(volume.file.read(0, size)) == expected
     if change is shrink:
-        await pool.resize_volume(VOLUME, MIB, 6)
+        await pool.resize_volume(VOLUME, MIB, [HeldRange(0, 1024, 1), HeldRange(1024, 2048, 6)])
         assert bytes(volume.file.read(size, MIB - size)) == bytes(MIB - size)
     assert sorted(path.suffix for path in (pool.directory / "volumes").iterdir()) == [".blocks", ".held"]
 
