@@ -477,5 +477,6 @@ def _resolve(future: "asyncio.Future[Any]", value: object) -> None:
 
 def _end(task: Task, failure: Failure) -> None:
     task.reset()
+    task.dirty = True
     task.failure = failure
     task.on_done(task)

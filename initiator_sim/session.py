@@ -11,7 +11,7 @@ from struct import Struct
 from typing import Any, Final, Protocol
 
 from initiator_sim.login import LoggedIn
-from initiator_sim.task import GOOD, Failure, Task
+from initiator_sim.task import GOOD, NO_STATUS, Failure, Task
 from san_target.wire import opcodes, pdus
 from san_target.wire.digest import digest
 from san_target.wire.framer import Pdu
@@ -113,7 +113,11 @@ class Session:
     def _send_command(self, task: Task) -> None:
         itt = self._next_itt
         self._next_itt = itt + 1 if itt < 0xFFFFFFF0 else ITT_FIRST
-        task.reset()
+        if task.dirty:
+            task.reset()
+        else:
+            task.status = NO_STATUS
+            task.received_bytes = 0
         task.itt = itt
         cmd_sn = task.sent_cmd_sn = self.cmd_sn
         self.cmd_sn = cmd_sn + 1 & _MASK
@@ -308,6 +312,7 @@ class Session:
         """RFC 7143 11.4.5: U and O say which way the transfer missed the expected length; never both."""
         if flags & _UNDERFLOW and flags & _OVERFLOW:
             raise ProtocolError("residual underflow and overflow at once (RFC 7143 11.4.1)")
+        task.dirty = True
         task.residual = residual if flags & _UNDERFLOW else -residual if flags & _OVERFLOW else 0
         missing = task.read_bytes - task.received_bytes
         if task.read_bytes and flags & _UNDERFLOW and residual != missing:
@@ -325,8 +330,8 @@ class Session:
         self.exp_stat_sn = stat_sn + 1 & _MASK
         if max_cmd_sn != self.max_cmd_sn:
             self._window(max_cmd_sn)
+        task.gathered()
         if task.read_bytes or flags & 6:
-            task.gathered()
             self._residual(task, flags, status, residual)
             # 11.4.8: the number of Data-In (and R2T) PDUs that were sent for the command.
             if exp_data_sn != task.data_sn and task.read_bytes:
@@ -339,6 +344,7 @@ class Session:
             length = int.from_bytes(data[:2], "big")  # 11.4.7.1: SenseLength, then the sense data
             if length + 2 > len(data):
                 raise ProtocolError(f"SenseLength {length} in a data segment of {len(data)} bytes")
+            task.dirty = True
             task.sense = data[2 : 2 + length]
         task.status = status
         task.on_done(task)
@@ -351,6 +357,7 @@ class Session:
             raise ProtocolError(f"R2T for a task that writes nothing or does not exist: {itt}")
         if r2t_sn != task.r2t_sn:
             raise ProtocolError(f"R2TSN {r2t_sn}, expected {task.r2t_sn} (RFC 7143 11.8.3)")
+        task.dirty = True
         task.r2t_sn += 1
         if ttt == _RESERVED or length == 0 or offset + length > len(task.write_data):
             raise ProtocolError(f"R2T with tag {ttt:#x} for {length} bytes at {offset} of {len(task.write_data)}")
@@ -417,6 +424,7 @@ class Session:
         self._finish_failed(task, failure)
 
     def _finish_failed(self, task: Task, failure: Failure) -> None:
+        task.dirty = True
         task.failure = failure
         task.on_done(task)
 

@@ -62,6 +62,7 @@ class Task:
         "context",
         "data",
         "data_sn",
+        "dirty",
         "failure",
         "flags",
         "itt",
@@ -106,7 +107,11 @@ class Task:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the last answer, before the command is sent (again)."""
+        """Forget the last answer, before the command is sent (again).
+
+        Where `dirty` is false, status and received_bytes are all there is to forget, and data that does not count.
+        """
+        self.dirty = False
         self.status = NO_STATUS
         self.failure: Failure | None = None
         self.sense = b""
@@ -125,6 +130,7 @@ class Task:
         """One of several Data-In PDUs, in order."""
         if self._gathered is None:
             self._gathered = bytearray()
+            self.dirty = True
         self._gathered += data
         self.received_bytes += len(data)
 
@@ -140,6 +146,5 @@ class Task:
             self.data = data
 
     def gathered(self) -> None:
-        """The status came in a PDU of its own, after the data."""
-        if self._gathered is not None:
-            self.data = bytes(self._gathered)
+        """The status came in a PDU of its own, after the data, if there was any."""
+        self.data = b"" if self._gathered is None else bytes(self._gathered)

@@ -53,10 +53,10 @@ class Driver:
         self.session.outgoing.clear()
         return list(cut(stream))
 
-    def receive(self, opcode: int, data: bytes = b"", status: bool = True, **fields: Any) -> None:
-        """One PDU from the target; with `status` it takes the next StatSN."""
+    def receive(self, opcode: int, data: bytes = b"", counts: bool = True, **fields: Any) -> None:
+        """One PDU from the target; if it counts it takes the next StatSN."""
         numbers = {"stat_sn": self.stat_sn, "exp_cmd_sn": self.exp_cmd_sn, "max_cmd_sn": self.max_cmd_sn}
-        if status:
+        if counts:
             self.stat_sn = self.stat_sn + 1 & 0xFFFFFFFF
         self.session.receive(iter([pdu(opcode, data, **(numbers | fields))]))
 

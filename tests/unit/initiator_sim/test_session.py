@@ -36,7 +36,7 @@ def test_a_read_in_three_pdus_with_the_status_apart() -> None:
     driver.session.submit(task)
     for number, part in enumerate((b"aaaa", b"bbbb", b"cccc")):
         driver.receive(
-            opcodes.DATA_IN, part, status=False, initiator_task_tag=task.itt, data_sn=number, buffer_offset=4 * number
+            opcodes.DATA_IN, part, counts=False, initiator_task_tag=task.itt, data_sn=number, buffer_offset=4 * number
         )
     driver.receive(opcodes.SCSI_RESPONSE, initiator_task_tag=task.itt, exp_data_sn=3)
     assert bytes(task.data) == b"aaaabbbbcccc"
@@ -95,7 +95,7 @@ def test_immediate_unsolicited_and_solicited_data() -> None:
     assert (immediate, second) == (data[:512], data[512:768])
     assert (unsolicited.final, unsolicited.target_transfer_tag, unsolicited.buffer_offset) == (True, 0xFFFFFFFF, 512)
     r2t: dict[str, Any] = {"initiator_task_tag": task.itt, "target_transfer_tag": 5}
-    driver.receive(opcodes.R2T, status=False, buffer_offset=768, desired_data_transfer_length=512, **r2t)
+    driver.receive(opcodes.R2T, counts=False, buffer_offset=768, desired_data_transfer_length=512, **r2t)
     [(solicited, third)] = driver.sent()
     assert (solicited.target_transfer_tag, solicited.data_sn, solicited.final, third) == (5, 0, True, data[768:])
     driver.receive(opcodes.SCSI_RESPONSE, initiator_task_tag=task.itt)
@@ -123,7 +123,7 @@ def test_an_r2t_with_several_data_out() -> None:
     driver.session.submit(task)
     driver.sent()
     r2t: dict[str, Any] = {"initiator_task_tag": task.itt, "target_transfer_tag": 9}
-    driver.receive(opcodes.R2T, status=False, desired_data_transfer_length=1100, **r2t)
+    driver.receive(opcodes.R2T, counts=False, desired_data_transfer_length=1100, **r2t)
     assert [(header.data_sn, header.buffer_offset, len(data), header.final) for header, data in driver.sent()] == [
         (0, 0, 512, False),
         (1, 512, 512, False),
@@ -148,7 +148,7 @@ def test_a_wrong_r2t_is_noticed(fields: dict[str, Any]) -> None:
     driver.session.submit(task)
     with pytest.raises(ProtocolError, match="R2T"):
         driver.receive(
-            opcodes.R2T, status=False, **({"initiator_task_tag": task.itt, "target_transfer_tag": 1} | fields)
+            opcodes.R2T, counts=False, **({"initiator_task_tag": task.itt, "target_transfer_tag": 1} | fields)
         )
 
 
@@ -216,12 +216,12 @@ def check_condition(driver: Driver, itt: int, sense: bytes) -> Pdu:
 def test_a_ping_of_the_target_is_answered() -> None:
     driver = Driver()
     lun = b"\0\1" + bytes(6)
-    driver.receive(opcodes.NOP_IN, status=False, target_transfer_tag=7, lun=lun)
+    driver.receive(opcodes.NOP_IN, counts=False, target_transfer_tag=7, lun=lun)
     [(header, data)] = driver.sent()
     assert header.opcode == opcodes.NOP_OUT
     assert (header.immediate, header.initiator_task_tag, header.target_transfer_tag) == (True, 0xFFFFFFFF, 7)
     assert (bytes(header.lun), data) == (lun, b"")
-    driver.receive(opcodes.NOP_IN, status=False)  # wants no answer
+    driver.receive(opcodes.NOP_IN, counts=False)  # wants no answer
     assert driver.sent() == []
 
 
@@ -288,3 +288,34 @@ def test_what_is_lost_comes_back_in_order() -> None:
         driver.session.submit(task)
     assert driver.session.lost() == tasks
     assert driver.session.outstanding == 0
+
+
+def test_a_task_used_again_remembers_nothing() -> None:
+    """Whatever its last end was: a status with sense, parts of data, a residual, an abort."""
+    driver = Driver()
+    task = driver.task(read_bytes=8)
+    sense = b"\0\x12" + bytes((0x70, 0, 6, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0x29, 0, 0, 0, 0, 0))
+
+    def submit() -> dict[str, int]:
+        driver.session.submit(task)
+        return {"initiator_task_tag": task.itt}
+
+    driver.receive(opcodes.SCSI_RESPONSE, sense, status=CHECK_CONDITION, **submit())
+    assert (task.status, bool(task.sense)) == (CHECK_CONDITION, True)
+    tag = submit()
+    driver.receive(opcodes.DATA_IN, b"half", counts=False, **tag)
+    driver.receive(opcodes.DATA_IN, b"full", final=True, status_present=True, data_sn=1, buffer_offset=4, **tag)
+    assert (task.status, task.sense, bytes(task.data)) == (GOOD, b"", b"halffull")
+    driver.receive(
+        opcodes.DATA_IN, b"part", final=True, status_present=True, residual_underflow=True, residual_count=4, **submit()
+    )
+    assert (bytes(task.data), task.residual) == (b"part", 4)
+    submit()
+    driver.session.task_management(opcodes.ABORT_TASK, lambda header, data: None, task=task)
+    header, _ = driver.sent()[-1]
+    driver.receive(opcodes.TASK_MANAGEMENT_RESPONSE, initiator_task_tag=header.initiator_task_tag, response=0)
+    assert (task.failure, task.residual, bytes(task.data)) == (Failure.ABORTED, 0, b"")
+    driver.receive(opcodes.DATA_IN, b"complete", final=True, status_present=True, **submit())
+    assert (task.status, task.failure, bytes(task.data)) == (GOOD, None, b"complete")
+    driver.receive(opcodes.SCSI_RESPONSE, status=GOOD, residual_underflow=True, residual_count=8, **submit())
+    assert (task.status, bytes(task.data), task.residual) == (GOOD, b"", 8)
