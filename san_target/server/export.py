@@ -115,9 +115,22 @@ class Export:
 
     @property
     def trouble(self) -> str:
-        """What is wrong though it is served: a change that failed, a disk that takes no writes. "" = nothing."""
+        """What is wrong though it is served: a change that failed, a disk that takes no writes, blocks that are lost.
+
+        "" = nothing.
+        """
         refusal = self._volume.refusal if self._volume is not None else ""
-        return self.failed_change or (f"writes are refused: {refusal}" if refusal else "")
+        lost_bytes = self.snapshot.lost_blocks * self.record.block_size if self.snapshot is not None else 0
+        return "; ".join(
+            filter(
+                None,
+                (
+                    self.failed_change,
+                    f"writes are refused: {refusal}" if refusal else "",
+                    f"{lost_bytes} bytes of it are lost with a member that was removed" if lost_bytes else "",
+                ),
+            )
+        )
 
     @property
     def held(self) -> tuple[HeldRange, ...]:

@@ -67,9 +67,9 @@ class MapChange(NamedTuple):
 
 
 class Chunk:
-    """Some neighbouring ranges: parallel tuples, in order. holders: of any of them."""
+    """Some neighbouring ranges: parallel tuples, in order. holders: of any of them; lost_blocks: that nobody holds."""
 
-    __slots__ = ("ends", "holders", "placements", "starts")
+    __slots__ = ("ends", "holders", "lost_blocks", "placements", "starts")
 
     def __init__(self, starts: tuple[int, ...], ends: tuple[int, ...], placements: tuple[Placement, ...]) -> None:
         self.starts: Final = starts
@@ -78,6 +78,15 @@ class Chunk:
         # Most ranges share their placement with others, as one object.
         distinct = {id(placement): placement for placement in placements}.values()
         self.holders: Final = frozenset[str]().union(*(placement.holders for placement in distinct))
+        self.lost_blocks: Final = (
+            sum(
+                end - start
+                for start, end, placement in zip(starts, ends, placements, strict=True)
+                if placement.owner == LOST
+            )
+            if any(placement.owner == LOST for placement in distinct)
+            else 0
+        )
 
 
 class MapSnapshot:
@@ -99,6 +108,15 @@ class MapSnapshot:
         """The range that `lba`, which lies in the volume, belongs to."""
         return next(self.ranges(lba))
 
+    def only_segment(self, lba: int, blocks: int) -> Segment | None:
+        """[lba, lba + blocks) as one segment; None: it reaches over the end of a range, see `segments`."""
+        chunk = self.chunks[bisect_right(self.firsts, lba) - 1]
+        index = bisect_right(chunk.starts, lba) - 1
+        if lba + blocks > chunk.ends[index]:
+            return None
+        placement = chunk.placements[index]
+        return Segment(placement.owner, lba, blocks, placement.generation)
+
     def ranges(self, lba: int = 0) -> Iterator[Range]:
         """All ranges in order, from the one that `lba` belongs to."""
         first = bisect_right(self.firsts, lba) - 1
@@ -117,6 +135,11 @@ class MapSnapshot:
     def holders(self) -> frozenset[str]:
         """Every member that may have blocks of the volume. Costs one look at each chunk."""
         return frozenset[str]().union(*(chunk.holders for chunk in self.chunks))
+
+    @property
+    def lost_blocks(self) -> int:
+        """How many blocks nobody holds any more."""
+        return sum(chunk.lost_blocks for chunk in self.chunks)
 
     def __len__(self) -> int:
         """The number of ranges."""

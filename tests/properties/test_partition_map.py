@@ -14,7 +14,7 @@ from san_target.volume.stored_map import StoredMap
 BLOCKS = 40
 placements = st.builds(
     Placement,
-    owner=st.sampled_from("abc"),
+    owner=st.sampled_from(["a", "b", "c", ""]),
     copies=st.sampled_from([(), ("d",)]),
     joining=st.sampled_from(["", "e"]),
     generation=st.integers(1, 2),
@@ -41,6 +41,7 @@ def as_kept(snapshot: MapSnapshot) -> None:
     assert [one.start for one in snapshot.ranges()] == list(snapshot.starts)
     assert snapshot.holders == frozenset().union(*(one.holders for one in snapshot.placements))
     assert len(snapshot) == len(snapshot.starts)
+    assert snapshot.lost_blocks == sum(one.end - one.start for one in snapshot.ranges() if not one.placement.owner)
 
 
 def build(first: Placement, changes) -> tuple[PartitionMap, list[Placement]]:
