@@ -50,6 +50,7 @@ PURE = (
     "peer/identity.py",
     "peer/lanes.py",
     "peer/messages.py",
+    "peer/send_lanes.py",
     "peer/transport.py",
     "group/compatibility.py",
     "group/members.py",

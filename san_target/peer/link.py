@@ -19,9 +19,20 @@ import structlog
 from san_target.peer import messages
 from san_target.peer.caller import CallerConnection, LinkError, connect, new_nonce
 from san_target.peer.frame_stream import SpareBuffers
-from san_target.peer.frames import GOOD, Answer, FrameError, Operation, Payload, Request, Status, pack_request
+from san_target.peer.frames import (
+    GOOD,
+    PAYLOAD_BYTES_MAX,
+    Answer,
+    FrameError,
+    Operation,
+    Payload,
+    Request,
+    Status,
+    pack_request,
+)
 from san_target.peer.handshake import Code
-from san_target.peer.lanes import LANE_OF_OPERATION, Lane, LaneLimits, LaneName
+from san_target.peer.lanes import LANE_OF_OPERATION, LaneLimits, LaneName
+from san_target.peer.send_lanes import Done, SendLane, Waiter, granted
 
 if TYPE_CHECKING:
     from san_target.peer.handshake import Welcome
@@ -42,7 +53,6 @@ WAITING_MAX: Final = 1024  # requests for credit, in each lane
 COPIED_BYTES_MAX: Final = 16384  # a view of this size is copied; a longer one is worth a system call of its own
 CONTROL_ANSWER_BYTES: Final = 65536
 
-Done = Callable[[Answer], None]
 LinkState = Literal["connecting", "up", "waiting", "stopped"]
 
 _LOST: Final = int(Status.LOST)
@@ -64,27 +74,8 @@ class PeerRefused(Exception):
     """The other member does not do what it was asked; the message says why."""
 
 
-class _SendLane(Lane):
-    """A lane with those who wait for credit in it. They outlive the connection."""
-
-    __slots__ = ("waiting",)
-
-    def __init__(self, limits: LaneLimits, waiting: "deque[_Waiter]") -> None:
-        super().__init__(limits)
-        self.waiting = waiting
-
-
-class _Waiter:
-    __slots__ = ("cost_bytes", "done", "request")
-
-    def __init__(self, request: Request, done: Done, cost_bytes: int) -> None:
-        self.request = request
-        self.done = done
-        self.cost_bytes = cost_bytes
-
-
 # What is remembered of a request under way: whom to call (None: given up), its lane, cost and answer_bytes, deadline.
-_Pending = tuple[Done | None, _SendLane, int, int, float]
+_Pending = tuple[Done | None, SendLane, int, int, float]
 
 
 class PeerLink:
@@ -154,7 +145,7 @@ class PeerLink:
         self._spare = spare
         self._on_change = on_change
         self._loop = asyncio.get_running_loop()
-        self._waiting: tuple[deque[_Waiter], ...] = tuple(deque() for _ in LaneName)
+        self._waiting: tuple[deque[Waiter], ...] = tuple(deque() for _ in LaneName)
         self._pending: dict[int, _Pending] = {}
         self._outgoing: list[Payload] = []
         self._queued: list[int] = []  # requests in `_outgoing`
@@ -162,7 +153,7 @@ class PeerLink:
         self._connection: CallerConnection | None = None
         self._reported = ""
         self._up = asyncio.Event()
-        self._by_operation: list[_SendLane]
+        self._by_operation: list[SendLane]
         self._grant((_NOTHING,) * len(LaneName))
         self._task = self._loop.create_task(self._run(), name=f"peer link to {name}")
         self._task.add_done_callback(_report_defect)
@@ -178,7 +169,13 @@ class PeerLink:
         True: `done` will be called once, from the event loop; the payload of its answer is valid only during that call.
         A payload that is a memoryview may be changed when this returns; bytes are kept. deadline_s: by `now_s`, looked
         at every LOOK_S; then the answer is TIMED_OUT.
+
+        A request that is under way here already, and that its sender has given up, is not sent again: its answer will
+        be for this `done`.
         """
+        if request.request_id in self._pending:
+            self._take_over(request.request_id, done, deadline_s)
+            return True
         payload = request.payload
         lane = self._by_operation[request.operation]
         cost_bytes = len(payload) + request.answer_bytes
@@ -187,12 +184,12 @@ class PeerLink:
         self._send(request, lane, cost_bytes, done, deadline_s)
         return True
 
-    def _send(self, request: Request, lane: _SendLane, cost_bytes: int, done: Done, deadline_s: float) -> None:
+    def _send(self, request: Request, lane: SendLane, cost_bytes: int, done: Done, deadline_s: float) -> None:
         request_id = request.request_id
         if not request_id:
             request_id = request.request_id = next(self._ids)
-        elif request_id in self._pending:
-            raise AssertionError(f"request {request_id} is under way already")
+        if cost_bytes > PAYLOAD_BYTES_MAX and max(len(request.payload), request.answer_bytes) > PAYLOAD_BYTES_MAX:
+            raise AssertionError(f"a request of {len(request.payload)} bytes, which wants {request.answer_bytes}")
         header = pack_request(request)
         lane.requests += 1
         lane.bytes += cost_bytes
@@ -213,6 +210,12 @@ class PeerLink:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._turn_ends)
+
+    def _take_over(self, request_id: int, done: Done, deadline_s: float) -> None:
+        former, lane, cost_bytes, answer_bytes, _deadline_s = self._pending[request_id]
+        if former is not None:
+            raise AssertionError(f"request {request_id} is under way already")
+        self._pending[request_id] = (done, lane, cost_bytes, answer_bytes, deadline_s)
 
     def _turn_ends(self) -> None:
         self._scheduled = False
@@ -291,16 +294,16 @@ class PeerLink:
     def _place(self) -> str:
         return f"member {self.name!r} at {self.address}"
 
-    def _wait_for_credit(self, request: Request, done: Done) -> _Waiter:
+    def _wait_for_credit(self, request: Request, done: Done) -> Waiter:
         waiting = self._waiting[LANE_OF_OPERATION[request.operation]]
         if self.state == "stopped" or len(waiting) >= WAITING_MAX:
             reason = self.reason if self.state == "stopped" else f"{len(waiting)} requests wait for it already"
             raise PeerUnreachable(f"{self._place}: {reason}", False)
-        waiter = _Waiter(request, done, len(request.payload) + request.answer_bytes)
+        waiter = Waiter(request, done, len(request.payload) + request.answer_bytes)
         waiting.append(waiter)
         return waiter
 
-    def _withdraw(self, request: Request, waiter: _Waiter | None) -> tuple[str, bool]:
+    def _withdraw(self, request: Request, waiter: Waiter | None) -> tuple[str, bool]:
         """Give a request up: why it had not ended, and whether it may be executed."""
         waiting = self._waiting[LANE_OF_OPERATION[request.operation]]
         if waiter is not None and waiter in waiting:
@@ -312,7 +315,7 @@ class PeerLink:
             self._pending[request.request_id] = (None, *entry[1:])
         return f"{self._place}: no answer in time", True
 
-    def _serve_waiting(self, lane: _SendLane) -> None:
+    def _serve_waiting(self, lane: SendLane) -> None:
         waiting = lane.waiting
         while waiting and lane.fits(waiting[0].cost_bytes):
             waiter = waiting.popleft()
@@ -418,8 +421,7 @@ class PeerLink:
             self._on_change(self)
 
     def _grant(self, limits: tuple[LaneLimits, ...]) -> None:
-        lanes = [_SendLane(each, self._waiting[name]) for name, each in enumerate(limits)]
-        self._by_operation = [lanes[LANE_OF_OPERATION[operation]] for operation in Operation]
+        self._by_operation = granted(limits, self._waiting)
 
     async def _keep_alive(self, connection: CallerConnection) -> None:
         """Ask for signs of life, and look at deadlines, until the connection has ended."""

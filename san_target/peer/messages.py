@@ -134,7 +134,7 @@ class EndSessions(Message, frozen=True):
 
 
 class SyncUnit(Message, frozen=True):
-    """Done when your unit of this volume is in the state of this epoch, or a later one, and what that ends has ended."""
+    """Done when your unit of this volume is in the state of this epoch, or a later one, and what it ends has ended."""
 
     volume_id: str
     epoch: int

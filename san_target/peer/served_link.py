@@ -224,7 +224,10 @@ class ServedLink:
         if entry is None:
             raise AssertionError(f"answer {answer.request_id} to no request, or a second one")
         lane, cost_bytes, answer_bytes = entry
-        if len(answer.payload) > (answer_bytes if answer.status == GOOD else REFUSAL_BYTES_MAX):
+        if answer.status != GOOD:
+            if len(answer.payload) > REFUSAL_BYTES_MAX:
+                answer.payload = answer.payload[:REFUSAL_BYTES_MAX]  # a reason may be any text
+        elif len(answer.payload) > answer_bytes:
             raise AssertionError(f"answer of {len(answer.payload)} bytes, {answer_bytes} were asked for")
         if self.phase is Phase.SERVING:
             self._queue(answer)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import structlog
 
 from san_target.peer.frame_stream import SpareBuffers
-from san_target.peer.frames import Answer, Request
+from san_target.peer.frames import PAYLOAD_BYTES_MAX, Answer, Request
 from san_target.peer.handshake import NONCE_BYTES, Answering, Code, Hello, Refused, Standing, judge
 from san_target.peer.messages import Message
 from san_target.peer.served_link import Phase, ServedLink
@@ -64,7 +64,12 @@ class AnswerMemory:
         self.used_bytes = 0
 
     def take(self, size_bytes: int) -> memoryview:
-        """Memory for the answer to the request that is being handled; its contents are undefined."""
+        """Memory for the answer to the request that is being handled; its contents are undefined.
+
+        ValueError: more than any answer may hold; a handler may ask for what a peer's request says.
+        """
+        if size_bytes > PAYLOAD_BYTES_MAX:
+            raise ValueError(f"an answer of {size_bytes} bytes; the most is {PAYLOAD_BYTES_MAX}")
         start = self.used_bytes
         end = start + size_bytes
         if end > len(self._view):

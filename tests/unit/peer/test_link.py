@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from san_target.peer import link as link_module
-from san_target.peer.frames import Operation, Request, Status
+from san_target.peer.frames import PAYLOAD_BYTES_MAX, Operation, Request, Status
 from san_target.peer.link import PeerRefused, PeerUnreachable
 from san_target.peer.messages import Done, FenceIngress
 from tests.support.virtual_time import run
@@ -342,6 +342,41 @@ def test_a_cancelled_request_does_no_harm() -> None:
             await turns()
             assert both.link.state == "up"
             assert not both.link._pending
+
+    run(scenario())
+
+
+def test_a_request_that_was_given_up_is_asked_again_without_being_sent_again() -> None:
+    async def scenario() -> None:
+        async with world() as both:
+            both.owner.hold = True
+            request = write(1)
+            for _ in range(3):
+                with pytest.raises(PeerUnreachable, match="no answer in time"):
+                    await both.link.request(request, both.a.now_s() + 1)
+            calls = Calls()
+            assert both.link.try_send(request, calls)
+            with pytest.raises(AssertionError, match="under way already"):
+                both.link.try_send(request, calls)
+            assert {lane.requests for lane in both.link._by_operation} == {0, 1}
+            both.owner.release()
+            await turns()
+            assert calls.statuses == [Status.GOOD]
+            assert len(both.owner.requests) == 1
+            await both.link.request(request, both.a.now_s() + 1)
+            assert len(both.owner.requests) == 2, "it is not under way any more"
+
+    run(scenario())
+
+
+def test_larger_than_any_frame_is_a_mistake_of_ours() -> None:
+    async def scenario() -> None:
+        async with world() as both:
+            for request in (write(1, bytes(PAYLOAD_BYTES_MAX + 1)), read(1, PAYLOAD_BYTES_MAX + 1)):
+                with pytest.raises(AssertionError, match="a request of"):
+                    both.link.try_send(request, Calls())
+            answer = await both.link.request(read(1, PAYLOAD_BYTES_MAX), both.a.now_s() + 1)
+            assert len(answer.payload) == PAYLOAD_BYTES_MAX
 
     run(scenario())
 

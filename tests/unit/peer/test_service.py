@@ -7,7 +7,15 @@ import pytest
 from crc32c import crc32c
 
 from san_target.peer import handshake, served_link, service
-from san_target.peer.frames import Answer, Operation, Request, Status, pack_request
+from san_target.peer.frames import (
+    PAYLOAD_BYTES_MAX,
+    REFUSAL_BYTES_MAX,
+    Answer,
+    Operation,
+    Request,
+    Status,
+    pack_request,
+)
 from san_target.peer.lanes import LIMITS, LaneName
 from san_target.peer.messages import FenceIngress
 from san_target.peer.served_link import UNSENT_MAX_BYTES, UNSENT_PAUSE_BYTES
@@ -416,6 +424,33 @@ def test_a_second_answer_is_our_own_mistake() -> None:
             await task
 
     run(scenario())
+
+
+def test_a_long_reason_is_cut() -> None:
+    async def scenario() -> None:
+        async with world() as both:
+            both.owner.hold = True
+            task = asyncio.ensure_future(both.link.request(write(1), both.a.now_s() + 1))
+            await turns()
+            _peer, request, answer = both.owner.held.pop()
+            answer(Answer(request.request_id, Status.BUSY, payload=b"r" * 10_000))
+            assert (await task).payload == b"r" * REFUSAL_BYTES_MAX
+
+    run(scenario())
+
+
+def test_memory_for_answers() -> None:
+    memory = service.AnswerMemory(1000)
+    first, second = memory.take(600), memory.take(400)
+    first[:] = b"1" * 600
+    second[:] = b"2" * 400
+    assert (bytes(first), bytes(second)) == (b"1" * 600, b"2" * 400)
+    assert len(memory.take(500)) == 500, "beyond it there is other memory"
+    memory.used_bytes = 0
+    memory.take(600)[:] = b"3" * 600
+    assert bytes(first) == b"3" * 600
+    with pytest.raises(ValueError, match="the most is"):
+        memory.take(PAYLOAD_BYTES_MAX + 1)
 
 
 def test_limits_hold_in_bytes() -> None:
