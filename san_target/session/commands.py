@@ -396,7 +396,7 @@ class Commands(Responses):
             self.host.spawn(self._run(task, resume))
             return
         self._let_go(task)
-        self._finish(task, Outcome(data_in=bytes(data)) if task.read_expected else OUTCOME_GOOD)
+        self._finish(task, Outcome(data_in=bytes(data)) if data else OUTCOME_GOOD)
         if self._waiting:
             self.start_waiting()
         self.host.wake()

@@ -9,6 +9,8 @@ from san_target.wire import hot
 from san_target.wire.opcodes import FINAL
 
 if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
     from san_target.session.tasks import Task
 
 
@@ -17,6 +19,8 @@ class Responses(Sequencer):
 
     def respond(self, task: "Task", outcome: Outcome) -> None:
         """Data-In and SCSI Response with residuals (RFC 7143 11.4.5, 11.7)."""
+        if outcome.status == GOOD and self._respond_plainly(task, outcome.data_in):
+            return
         data = memoryview(outcome.data_in)
         to_send = min(len(data), task.read_expected)
         flags, residual = _residual(task, len(data))
@@ -65,6 +69,26 @@ class Responses(Sequencer):
             ),
             sense,
         )
+
+    def _respond_plainly(self, task: "Task", data: "Buffer") -> bool:
+        """The one PDU that most commands end with; False: this one needs more than that."""
+        if self.header_digest or self.data_digest or self.trace is not None:
+            return False
+        view = memoryview(data)
+        size = view.nbytes
+        if size:
+            one_pdu = min(self.parameters.max_send_data_segment_length, self.parameters.max_burst_length)
+            if task.write_expected or task.write_wanted or size != task.read_expected or size > one_pdu or size & 3:
+                return False
+            numbers = task.itt, self.take_stat_sn(), self.exp_cmd_sn, self.max_cmd_sn
+            self.outgoing += (hot.pack_read_answer(size, *numbers), view)
+        else:
+            if task.read_expected or task.write_expected != task.write_wanted or task.transfer is not None:
+                return False
+            numbers = task.itt, self.take_stat_sn(), self.exp_cmd_sn, self.max_cmd_sn
+            self.outgoing.append(hot.pack_good_response(*numbers))
+        self.answers += 1
+        return True
 
 
 def _residual(task: "Task", data_in_bytes: int) -> tuple[int, int]:

@@ -181,10 +181,10 @@ class Volume:
         """The range, if all of it belongs to one other member."""
         if self._direct or self._forwarder is None:
             return None
-        segments = self._router.segments(lba, blocks)
-        if len(segments) != 1 or segments[0].owner in (self._router.member_name, LOST):
+        segment = self._router.snapshot.only_segment(lba, blocks)
+        if segment is None or segment.owner == LOST or segment.owner == self._router.member_name:
             return None
-        return segments[0]
+        return segment
 
     def start_read(self, lba: int, blocks: int, heard_s: float, epoch: int, done: Done) -> bool:
         segment = self._only_remote(lba, blocks)
