@@ -124,7 +124,9 @@ class Owner:
     def _at_once(self, peer: "PeerIdentity", request: Request, local: "LocalBlocks", respond: Respond) -> bool:
         lba, blocks = request.lba, request.blocks
         if request.operation == Operation.READ:
-            into = self.memory.take(blocks * local.block_size)
+            if blocks * local.block_size != request.answer_bytes:
+                return False
+            into = self.memory.take(request.answer_bytes)
             if not local.try_read_into(lba, blocks, into):
                 return False
             respond(Answer(request.request_id, payload=into))
@@ -244,6 +246,8 @@ def _data(local: "LocalBlocks", request: Request, times: int = 1) -> bytes:
 
 
 async def _read(local: "LocalBlocks", request: Request) -> Answer:
+    if request.blocks * local.block_size != request.answer_bytes:
+        raise _Refused(Status.MALFORMED)  # so that no more memory is taken than the peer has credit for
     return Answer(request.request_id, payload=await local.read(request.lba, request.blocks))  # type: ignore[arg-type]
 
 
@@ -289,7 +293,9 @@ async def _write_atomic(local: "LocalBlocks", request: Request) -> Answer:
 
 
 async def _allocation(local: "LocalBlocks", request: Request) -> Answer:
-    extents_max = max(1, request.answer_bytes // EXTENT.size)
+    extents_max = request.answer_bytes // EXTENT.size
+    if not extents_max:
+        raise _Refused(Status.MALFORMED)
     extents = await local.allocation(request.lba, request.blocks, extents_max)
     return Answer(request.request_id, payload=b"".join(EXTENT.pack(*extent) for extent in extents))
 

@@ -341,6 +341,8 @@ def test_nothing_of_a_lost_peer_is_begun() -> None:
         Request(Operation.WRITE_ATOMIC, bytes.fromhex(VOLUME_ID), HALF, 1, block(1), generation=1),
         Request(Operation.SEAL, bytes.fromhex(VOLUME_ID), HALF, 1, generation=1),
         Request(Operation.SANITIZE_OVERWRITE, bytes.fromhex(VOLUME_ID), HALF, 1, b"", generation=1),
+        Request(Operation.READ, bytes.fromhex(VOLUME_ID), HALF, 2, answer_bytes=BLOCK, generation=1),
+        Request(Operation.ALLOCATION, bytes.fromhex(VOLUME_ID), HALF, 2, answer_bytes=16, generation=1),
     ],
     ids=lambda request: Operation(request.operation).name,
 )
