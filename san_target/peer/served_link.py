@@ -43,6 +43,8 @@ HANDSHAKE_TICKS_MAX: Final = 5
 WAITING_TICKS_MAX: Final = 3
 SILENT_TICKS_MAX: Final = 3
 
+DEFECT: Final = b"a defect of the program; see its log"
+
 _NOP: Final = int(Operation.NOP)
 _CONTROL: Final = int(Operation.CONTROL)
 _FAILED: Final = int(Status.FAILED)
@@ -216,7 +218,7 @@ class ServedLink:
         """A mistake of ours costs the request, not the link."""
         log.error("a request of a peer failed by a defect of this program", peer=self.identity.name, exc_info=error)
         if request_id in self._outstanding:
-            self._answer(Answer(request_id, _FAILED, payload=b"a defect of the program; see its log"))
+            self._answer(Answer(request_id, _FAILED, payload=DEFECT))
 
     def _answer(self, answer: Answer) -> None:
         """How a request ended; the handler calls this once for each. Also when the link has ended."""
@@ -228,7 +230,8 @@ class ServedLink:
             if len(answer.payload) > REFUSAL_BYTES_MAX:
                 answer.payload = answer.payload[:REFUSAL_BYTES_MAX]  # a reason may be any text
         elif len(answer.payload) > answer_bytes:
-            raise AssertionError(f"answer of {len(answer.payload)} bytes, {answer_bytes} were asked for")
+            log.error("a defect of this program: a longer answer than was asked for", peer=self.identity.name)
+            answer = Answer(answer.request_id, _FAILED, payload=DEFECT)
         if self.phase is Phase.SERVING:
             self._queue(answer)
         del self._outstanding[answer.request_id]

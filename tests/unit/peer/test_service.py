@@ -416,12 +416,24 @@ def test_a_second_answer_is_our_own_mistake() -> None:
             task = asyncio.ensure_future(both.link.request(write(1), both.a.now_s() + 1))
             await turns()
             _peer, request, answer = both.owner.held.pop()
-            with pytest.raises(AssertionError, match="were asked for"):
-                answer(Answer(request.request_id, payload=b"not asked for"))
             answer(Answer(request.request_id))
             with pytest.raises(AssertionError, match="second one"):
                 answer(Answer(request.request_id))
             await task
+
+    run(scenario())
+
+
+def test_an_answer_longer_than_asked_for_is_our_own_mistake_too() -> None:
+    async def scenario() -> None:
+        async with world() as both:
+            both.owner.hold = True
+            task = asyncio.ensure_future(both.link.request(read(1, 8), both.a.now_s() + 1))
+            await turns()
+            _peer, request, answer = both.owner.held.pop()
+            answer(Answer(request.request_id, payload=b"nine byte"))
+            assert (await task).status == Status.FAILED
+            assert both.link.state == "up"
 
     run(scenario())
 
