@@ -37,6 +37,11 @@ class FaultyTarget:
     def portal(self) -> str:
         return f"{self.address[0]}:{self.address[1]}"
 
+    @property
+    def written_bytes(self) -> int:
+        """How much of the medium holds something, in whole pages."""
+        return self._medium.allocated_bytes()
+
     async def start(self) -> None:
         """Serve, at the same address as before."""
 
