@@ -46,6 +46,7 @@ EPOCH_POLL_S: Final = 0.005
 _NACA: Final = 0x04
 _SERVICE_ACTION: Final = 0x1F
 _RESET_ASC: Final = 0x29
+TEST_UNIT_READY: Final = 0x00
 
 
 class SanitizeProgress(Protocol):
@@ -386,9 +387,10 @@ class LogicalUnit:
             raise CheckCondition(sense.INVALID_OPERATION_CODE)
         if nexus.attentions and not operation.with_attention:
             raise self._take_attention(nexus)
-        if self.reservations.bind_to_lease and operation.access is not Access.ALWAYS and not self.services.may_serve():
+        if self.reservations.bind_to_lease and not self.services.may_serve():
             # Others may have let somebody else in meanwhile: this member does not know any more who may do what [17].
-            return Outcome(BUSY)
+            if operation.access is not Access.ALWAYS and cdb[0] != TEST_UNIT_READY:
+                return Outcome(BUSY)
         access = operation.access if operation.access_of is None else operation.access_of(cdb)
         if self.reservations.conflict(nexus, access):
             return Outcome(RESERVATION_CONFLICT)
