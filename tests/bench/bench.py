@@ -24,6 +24,7 @@ from statistics import median
 import msgspec
 
 from tests.bench import load
+from tests.bench.forwarded import Forwarded
 from tests.support.member import Member
 from tests.support.target import Target, Volume
 from tests.support.tgt import Tgt
@@ -31,13 +32,17 @@ from tests.support.tools import run as run_tool
 
 WARM_UP_S = 0.5
 OURS = "san-target"
+FORWARDED = "san-target-forwarded"
 PEER = "tgt"
 PEER_AIO = "tgt-aio"
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One load, and its goal against tgt: at least this many times its IOPS, at most this part of its CPU per I/O."""
+    """One load, and its goal against tgt: at least this many times its IOPS, at most this part of its CPU per I/O.
+
+    forwarded_ratio_min: the same for a member that forwards everything to another one.
+    """
 
     mode: str
     block_bytes: int
@@ -45,10 +50,11 @@ class Workload:
     connections: int = 1
     iops_ratio_min: float | None = None
     cpu_ratio_max: float | None = None
+    forwarded_ratio_min: float | None = None
 
 
 WORKLOADS: dict[str, Workload] = {
-    "randread-4k-qd32": Workload("randread", 4096, 32, iops_ratio_min=2.0, cpu_ratio_max=0.5),
+    "randread-4k-qd32": Workload("randread", 4096, 32, iops_ratio_min=2.0, cpu_ratio_max=0.5, forwarded_ratio_min=1.0),
     "randwrite-4k-qd32": Workload("randwrite", 4096, 32, iops_ratio_min=2.0, cpu_ratio_max=0.5),
     "randread-4k-qd1": Workload("randread", 4096, 1, iops_ratio_min=0.9),
     "randwrite-4k-qd1": Workload("randwrite", 4096, 1, iops_ratio_min=0.9),
@@ -78,6 +84,8 @@ def start_contestant(name: str, directory: Path, member_options: Iterable[str]) 
     """A target of that name, not yet running."""
     if name == OURS:
         return Member(directory, *member_options)
+    if name == FORWARDED:
+        return Forwarded(directory, *member_options)
     return Tgt(directory, "aio" if name == PEER_AIO else "rdwr")
 
 
@@ -101,6 +109,7 @@ def measure(
                     conns=workload.connections,
                     warmup=WARM_UP_S,
                     engine=options.engine,
+                    other_pids=target.other_pids if isinstance(target, Forwarded) else (),
                 )
                 loads[name][contestant].append(done)
                 told = f"{name} round {number + 1} {contestant}: {done.iops:,.0f} IOPS, {done.target_cpu_us_per_io} us"
@@ -142,6 +151,9 @@ def missed_goals(summaries: Iterable[Summary]) -> list[str]:
     missed = []
     for summary in summaries:
         goal = WORKLOADS[summary.workload]
+        least = goal.forwarded_ratio_min
+        if summary.contestant == FORWARDED and least and summary.iops_ratio is not None and summary.iops_ratio < least:
+            missed.append(f"{summary.workload}: forwarded {summary.iops_ratio:.2f}x the IOPS of tgt, wanted {least}x")
         if summary.contestant != OURS or summary.iops_ratio is None or summary.cpu_ratio is None:
             continue
         if goal.iops_ratio_min is not None and summary.iops_ratio < goal.iops_ratio_min:
@@ -170,7 +182,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--size-mib", type=int, default=1024)
     parser.add_argument("--workload", action="append", choices=list(WORKLOADS))
-    parser.add_argument("--contestant", action="append", choices=[OURS, PEER, PEER_AIO])
+    parser.add_argument("--contestant", action="append", choices=[OURS, FORWARDED, PEER, PEER_AIO])
     parser.add_argument("--engine", choices=["raw", "libiscsi"], default="raw", help="the client's iSCSI code")
     parser.add_argument("--member-option", action="append", default=[], help="such as --member-option=--busy-poll=50us")
     parser.add_argument("--directory", type=Path, default=Path("/dev/shm"), help="where the volumes lie")
@@ -196,7 +208,7 @@ def run_all(options: argparse.Namespace) -> Loads:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory)))
         stamped = directory / "stamped"
         load.stamp_file(stamped, options.size_mib)
-        for name in options.contestant or [OURS, PEER, PEER_AIO]:
+        for name in options.contestant or [OURS, FORWARDED, PEER, PEER_AIO]:
             target = start_contestant(name, directory / name, options.member_option)
             contestants[name] = target, prepare(name, target, stamped, options.size_mib, stack)
         stamped.unlink()

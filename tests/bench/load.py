@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +57,30 @@ def stamp_file(path: Path, size_mib: int) -> None:
     subprocess.run([build(), "--stamp-file", path, "--size", str(size_mib)], check=True)
 
 
-def run(url: str, pid: int, seconds: float, verify: bool = False, **options: Any) -> Load:
-    """Run one load on `url`, counting the CPU time of process `pid`. `options`: the client's (mode, bs, qd, ...)."""
+def run(
+    url: str, pid: int, seconds: float, verify: bool = False, other_pids: Sequence[int] = (), **options: Any
+) -> Load:
+    """Run one load on `url`, counting the CPU time of process `pid`. `options`: the client's (mode, bs, qd, ...).
+
+    other_pids: processes that work for the same commands; their CPU time counts with its.
+    """
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     words += ["--verify"] if verify else []
     command = [str(build()), *words, "--seconds", str(seconds), "--pid", str(pid), url]
+    before_s = sum(map(_cpu_s, other_pids))
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=False)
     if done.returncode != 0:
         raise LoadFailed(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return msgspec.json.decode(done.stdout, type=Load)
+    measured = msgspec.json.decode(done.stdout, type=Load)
+    if not other_pids:
+        return measured
+    # They also worked while the load warmed up, which is not in `iops`.
+    used_s = (sum(map(_cpu_s, other_pids)) - before_s) * seconds / (seconds + options.get("warmup", 0))
+    extra_us = used_s * 1e6 / (measured.iops * seconds)
+    return msgspec.structs.replace(measured, target_cpu_us_per_io=measured.target_cpu_us_per_io + extra_us)
+
+
+def _cpu_s(pid: int) -> float:
+    """User and system time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
