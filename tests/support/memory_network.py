@@ -48,6 +48,7 @@ class MemoryTransport:
         self.receiver: Receiver | None = None
         self.ended = False
         self.closing = False
+        self.reset = False
         self.sends = 0  # calls of `send`, i.e. system calls
 
     @property
@@ -77,9 +78,11 @@ class MemoryTransport:
             if not self.closing:
                 self.receiver.received(memoryview(buffer))
             buffer[:] = b"\xee" * len(buffer)  # whoever has kept a view will notice
-        if self.ended or self._inbox:
+        if self.ended or self._inbox or self._paused:
             return
-        if self.other.closing:
+        if self.reset:
+            self.lose("connection reset by peer")
+        elif self.other.closing:
             self.lose("closed by the other member")
         elif received and self.other.receiver is not None and not self.other.ended:
             self.other.receiver.drained()
@@ -102,8 +105,10 @@ class MemoryTransport:
         if not self.ended:
             self.ended = True
             self._inbox.clear()
-            self.other._inbox.clear()
-            self._loop.call_soon(self.other.lose, "connection reset by peer")
+            # What has arrived there may still be read before the reset is noticed; the reset itself can be lost.
+            if not self._wires.dead:
+                self.other.reset = True
+                self.other.wake()
 
     def close(self) -> None:
         self.closing = True

@@ -35,7 +35,11 @@ def own(name: str, incarnation: int = 1, secret: bytes = SECRET, group_id: str =
 
 
 class Owner:
-    """A `Handler` with a medium. `hold`: requests wait in `held` until `release`."""
+    """A `Handler` with a medium.
+
+    hold    requests wait in `held` until `release`
+    begun   they have begun then, so they are executed even if their peer is lost
+    """
 
     def __init__(self) -> None:
         self.medium: dict[int, bytes] = {}
@@ -43,6 +47,7 @@ class Owner:
         self.executed: list[int] = []
         self.held: list[tuple[PeerIdentity, Request, Callable[[Answer], None]]] = []
         self.hold = False
+        self.begun = False
         self.lost_peers: list[PeerIdentity] = []
         self.service: PeerService
         self.control_gate = asyncio.Event()
@@ -73,8 +78,8 @@ class Owner:
     def release(self) -> None:
         self.hold = False
         held, self.held = self.held, []
-        for peer, request, answer in held:
-            if peer.lost:
+        for peer, request, answer in reversed(held):  # in any order; this is the worst
+            if peer.lost and not self.begun:
                 answer(Answer(request.request_id, Status.FAILED))
             else:
                 self.execute(request, answer)
