@@ -178,8 +178,9 @@ class SqliteDatabase:
 
     def _check_owner(self, connection: sqlite3.Connection) -> None:
         """Before anything is written: a database of another program stays as it is."""
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        # In this order: whoever makes the tables at this moment names the application in the same transaction.
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
         if application != APPLICATION_ID and tables:
             raise StoreError(f"{self.path} is another program's database, not a store; give another path")
 

@@ -166,6 +166,10 @@ def test_many_clients_may_create_it_together(tmp_path: Path) -> None:
     path = tmp_path / "group.sqlite"
 
     async def body() -> None:
+        for number in range(20):
+            stores = [SqliteStore(path.with_name(f"{number}.sqlite")) for _ in range(6)]
+            await asyncio.gather(*(store.open() for store in stores))
+            await asyncio.gather(*(store.close() for store in stores))
         stores = [SqliteStore(path) for _ in range(6)]
         await asyncio.gather(*(store.open() for store in stores))
         results = await asyncio.gather(*(store.transact([Compare("a", 0)], [Put("a", b"")]) for store in stores))
