@@ -29,6 +29,7 @@ from san_target.metadata.etcd_messages import (
 from san_target.metadata.etcd_url import EtcdOptions
 from san_target.metadata.etcd_watch import item_of, watch
 from san_target.metadata.store import (
+    PAGE_ITEMS,
     Compare,
     Delete,
     Item,
@@ -43,7 +44,7 @@ TXN = "/etcdserverpb.KV/Txn"
 LEASE_GRANT = "/etcdserverpb.Lease/LeaseGrant"
 LEASE_REVOKE = "/etcdserverpb.Lease/LeaseRevoke"
 LEASE_KEEP_ALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
-PAGE_ITEMS = 250  # of a long range: the event loop serves others between two pages
+FETCHED_ITEMS = 5000  # of a long range at once; for each such request etcd walks over all keys that follow
 RANGE_TRIES = 3
 RENEWAL_TRIES = 4
 
@@ -102,11 +103,13 @@ class EtcdStore:
     async def _pages(self, prefix: str) -> AsyncIterator[Snapshot]:
         """All pages are of the revision of the first one. Refused: that is compacted by now."""
         key = self._key(prefix)
-        request = RangeRequest(key=key, range_end=prefix_end(key), limit=PAGE_ITEMS)
+        request = RangeRequest(key=key, range_end=prefix_end(key), limit=FETCHED_ITEMS)
         while True:
             answer = await self._range(request)
             request.revision = request.revision or answer.header.revision
-            yield Snapshot(tuple(item_of(found, self._prefix) for found in answer.kvs), request.revision)
+            for start in range(0, max(1, len(answer.kvs)), PAGE_ITEMS):
+                found = answer.kvs[start : start + PAGE_ITEMS]
+                yield Snapshot(tuple(item_of(one, self._prefix) for one in found), request.revision)
             if not answer.more or not answer.kvs:
                 return
             request.key = answer.kvs[-1].key + b"\0"

@@ -22,6 +22,7 @@ from san_target.metadata.etcd_messages import (
     RangeAnswer,
     RangeRequest,
     decode,
+    decode_in_steps,
 )
 from san_target.metadata.etcd_url import EtcdOptions
 from san_target.metadata.store import StoreError, StoreUnavailable
@@ -40,7 +41,11 @@ SURELY_REFUSED = frozenset(
 # Texts of INVALID_ARGUMENT that a new token cures: etcd forgets tokens, and refuses those of before a change of rights.
 STALE_TOKEN_TEXTS = ("user name is empty", "revision of auth store is old")
 
+LARGE_BYTES = 1 << 16  # an answer that is decoded in steps
+STEP_FIELDS = 250  # about a millisecond
+
 A = TypeVar("A", bound=Answer)
+M = TypeVar("M", bound=Message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,7 @@ class EtcdClient:
             if left_s < SENSIBLE_ATTEMPT_S:
                 raise self.unavailable(f"did not answer in time ({reason or 'no connection'}); nothing was changed")
             try:
-                answer = decode(kind, await self._attempt(connection, path, data, min(patience_s, left_s)))
+                answer = await decoded(kind, await self._attempt(connection, path, data, min(patience_s, left_s)))
             except _StaleToken as error:
                 stale_tokens += 1
                 if stale_tokens > 2:
@@ -343,6 +348,20 @@ class EtcdClient:
                 f"etcd does not accept the user {self.options.user!r} with the password in "
                 f"{self.options.password_file} ({error.text.removeprefix('etcdserver: ')})"
             ) from None
+
+
+async def decoded(kind: type[M], data: bytes) -> M:
+    """`decode`, which lets the event loop serve others now and then. MessageError."""
+    if len(data) < LARGE_BYTES:
+        return decode(kind, data)
+    steps = decode_in_steps(kind, data, STEP_FIELDS)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            message: M = end.value
+            return message
+        await asyncio.sleep(0)
 
 
 def prefix_end(prefix: bytes) -> bytes:

@@ -32,7 +32,7 @@ from h2.settings import SettingCodes, Settings
 
 STREAM_WINDOW_BYTES = 4 << 20
 CONNECTION_WINDOW_BYTES = 64 << 20  # a watch that is not read must not hold up other calls
-MESSAGE_BYTES_MAX = 64 << 20
+MESSAGE_BYTES_MAX = 256 << 20
 QUEUED_MESSAGES_MAX = 16  # of a stream that is not read; then etcd waits
 MESSAGE_PREFIX = struct.Struct(">BL")  # compressed?, length
 
@@ -52,6 +52,10 @@ class NotSent(CallError):
 
 class Lost(CallError):
     """There is no answer; the request may have been carried out, or may still be."""
+
+
+class TooLarge(Lost):
+    """An answer is larger than MESSAGE_BYTES_MAX."""
 
 
 class Refused(CallError):
@@ -86,8 +90,10 @@ class Call:
         self._buffer += data
         while len(self._buffer) >= MESSAGE_PREFIX.size:
             compressed, length = MESSAGE_PREFIX.unpack_from(self._buffer)
-            if compressed or length > MESSAGE_BYTES_MAX:
-                return self.lose(f"a message of {length} bytes (compressed: {compressed}) is not understood")
+            if compressed:
+                return self.lose("a compressed message, which was not asked for")
+            if length > MESSAGE_BYTES_MAX:
+                return self.end(TooLarge(f"an answer of {length} bytes, where {MESSAGE_BYTES_MAX} are taken"))
             end = MESSAGE_PREFIX.size + length
             if len(self._buffer) < end:
                 return None

@@ -4,6 +4,7 @@ Field numbers are those of etcd's rpc.proto and kv.proto (3.4; never changed sin
 skipped when read. Pure: bytes in, values out.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar, get_args, get_origin, get_type_hints
 
@@ -51,38 +52,53 @@ def _fields_of(kind: type[Message]) -> dict[int, tuple[str, type, bool]]:
 
 def decode(kind: type[M], data: bytes) -> M:
     """MessageError for what is no such message."""
-    message = kind()
-    fields = _fields_of(kind)
+    message, fields = kind(), _fields_of(kind)
     position, end = 0, len(data)
+    while position < end:
+        position = _take_field(message, fields, data, position)
+    return message
+
+
+def decode_in_steps(kind: type[M], data: bytes, step_fields: int) -> Generator[None, None, M]:
+    """`decode`, which pauses after so many fields: one that is repeated thousands of times takes its time."""
+    message, fields = kind(), _fields_of(kind)
+    position, end, taken = 0, len(data), 0
+    while position < end:
+        position = _take_field(message, fields, data, position)
+        taken += 1
+        if taken % step_fields == 0:
+            yield
+    return message
+
+
+def _take_field(message: Message, fields: dict[int, tuple[str, type, bool]], data: bytes, position: int) -> int:
+    """Read the field that begins here into the message; returns where it ends."""
     value: int | bytes
     try:
-        while position < end:
-            tag, position = _read_varint(data, position)
-            wire_type = tag & 7
-            if wire_type == VARINT:
-                value, position = _read_varint(data, position)
-            elif wire_type == LENGTH_DELIMITED:
-                length, start = _read_varint(data, position)
-                position = start + length
-                value = data[start:position]
-            elif wire_type in (EIGHT_BYTES, FOUR_BYTES):
-                position += 8 if wire_type == EIGHT_BYTES else 4
-                continue
-            else:
-                raise MessageError(f"unknown wire type {wire_type}")
-            found = fields.get(tag >> 3)
-            if found is None:
-                continue
-            name, expected, repeated = found
-            if repeated:
-                getattr(message, name).append(_value(expected, value))
-            else:
-                setattr(message, name, _value(expected, value))
+        tag, position = _read_varint(data, position)
+        wire_type = tag & 7
+        if wire_type == VARINT:
+            value, position = _read_varint(data, position)
+        elif wire_type == LENGTH_DELIMITED:
+            length, start = _read_varint(data, position)
+            position = start + length
+            value = data[start:position]
+        elif wire_type in (EIGHT_BYTES, FOUR_BYTES):
+            position += 8 if wire_type == EIGHT_BYTES else 4
+        else:
+            raise MessageError(f"unknown wire type {wire_type}")
     except IndexError:
         raise MessageError("a message is cut short") from None
-    if position > end:
+    if position > len(data):
         raise MessageError("a message is cut short")
-    return message
+    found = fields.get(tag >> 3)
+    if found is not None and wire_type in (VARINT, LENGTH_DELIMITED):
+        name, expected, repeated = found
+        if repeated:
+            getattr(message, name).append(_value(expected, value))
+        else:
+            setattr(message, name, _value(expected, value))
+    return position
 
 
 def _value(kind: type, raw: int | bytes) -> object:

@@ -1,7 +1,8 @@
 """A watch on etcd: whole revisions, without a gap or a repetition, over failures of endpoints.
 
-etcd sends several revisions in one answer, and cuts one that is too large into fragments; other cuts never divide a
-revision. After a failure the watch goes on, at another endpoint, from the first revision that was not complete.
+etcd sends several revisions in one answer, never a part of one, except in fragments. It makes those only if asked to,
+and slowly (in the square of the number of events), so they are asked for only after an answer that was too large. After
+a failure the watch goes on, at another endpoint, from the first revision that was not complete.
 """
 
 import asyncio
@@ -9,8 +10,8 @@ from collections.abc import AsyncIterator
 
 from san_target.metadata import etcd_connection as grpc
 from san_target.metadata.changes import batches
-from san_target.metadata.etcd_client import RANGE, EtcdClient, prefix_end
-from san_target.metadata.etcd_connection import CallError, Lost, Refused, Stream
+from san_target.metadata.etcd_client import RANGE, EtcdClient, decoded, prefix_end
+from san_target.metadata.etcd_connection import CallError, Lost, Refused, Stream, TooLarge
 from san_target.metadata.etcd_messages import (
     DELETE,
     KeyEvent,
@@ -21,7 +22,6 @@ from san_target.metadata.etcd_messages import (
     WatchAnswer,
     WatchCreate,
     WatchRequest,
-    decode,
 )
 from san_target.metadata.store import Event, Item, RevisionCompacted, StoreError, StoreUnavailable, WatchBatch
 
@@ -72,11 +72,12 @@ async def watch(client: EtcdClient, prefix: str, from_revision: int) -> AsyncIte
     revision = max(1, from_revision)  # for etcd 0 is now
     loop = asyncio.get_running_loop()
     working_at = loop.time()
+    fragment = False
     while client.is_open:
         stream = None
         try:
             revisions = Revisions(client.options.prefix, revision)
-            stream = await _begin(client, prefix, revision)
+            stream = await _begin(client, prefix, revision, fragment)
             while True:
                 answer = await _receive(client, stream)
                 working_at = loop.time()
@@ -85,6 +86,7 @@ async def watch(client: EtcdClient, prefix: str, from_revision: int) -> AsyncIte
                     yield batch
                 revision = revisions.next
         except (CallError, StoreUnavailable) as error:
+            fragment = isinstance(error, TooLarge)
             if client.is_open and loop.time() - working_at > client.timeouts.watch_s:
                 raise client.unavailable(f"cannot be watched ({error})") from None
             if client.is_open:
@@ -97,10 +99,10 @@ async def watch(client: EtcdClient, prefix: str, from_revision: int) -> AsyncIte
                 stream.close()
 
 
-async def _begin(client: EtcdClient, prefix: str, revision: int) -> Stream:
+async def _begin(client: EtcdClient, prefix: str, revision: int, fragment: bool) -> Stream:
     """A watch that etcd has accepted, and that surely begins with this revision."""
     key = (client.options.prefix + prefix).encode()
-    create = WatchCreate(key, prefix_end(key), revision, progress_notify=True, fragment=True)
+    create = WatchCreate(key, prefix_end(key), revision, progress_notify=True, fragment=fragment)
     stream = await client.stream(WATCH, WatchRequest(create))
     try:
         async with asyncio.timeout(client.timeouts.attempt_s):
@@ -125,7 +127,7 @@ async def _begin(client: EtcdClient, prefix: str, revision: int) -> Stream:
 async def _receive(client: EtcdClient, stream: Stream) -> WatchAnswer:
     """RevisionCompacted, StoreError; Lost: begin again."""
     try:
-        answer = decode(WatchAnswer, await stream.receive())
+        answer = await decoded(WatchAnswer, await stream.receive())
     except MessageError as error:
         raise Lost(str(error)) from None
     if answer.compact_revision:

@@ -1,5 +1,7 @@
 """The messages of etcd's API as bytes: against bytes made by others, and back."""
 
+from collections.abc import Generator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ from san_target.metadata.etcd_messages import (
     WatchCreate,
     WatchRequest,
     decode,
+    decode_in_steps,
 )
 
 # Made with Google's protobuf library from etcd's own rpc.proto.
@@ -61,6 +64,19 @@ def test_bytes_are_those_of_the_protobuf_library(message: Message, golden: str) 
 def test_what_is_written_is_read_again(header: Header, kvs: list[KeyValue], more: bool) -> None:
     answer = RangeAnswer(header, kvs, more)
     assert decode(RangeAnswer, answer.encode()) == answer
+
+
+@given(HEADERS, st.lists(KEY_VALUES, max_size=5), st.integers(1, 3))
+def test_reading_in_steps_is_the_same(header: Header, kvs: list[KeyValue], step_fields: int) -> None:
+    data = RangeAnswer(header, kvs).encode()
+    found = []
+
+    def steps() -> Generator[None, None, None]:
+        found.append((yield from decode_in_steps(RangeAnswer, data, step_fields)))
+
+    pauses = len(list(steps()))
+    assert found == [decode(RangeAnswer, data)]
+    assert pauses == (1 + len(kvs)) // step_fields
 
 
 @given(st.binary(max_size=200))
