@@ -26,7 +26,7 @@ from san_target.scsi.reservations import Reservations
 from san_target.scsi.sense import CheckCondition, Condition, invalid_field_in_cdb
 from san_target.scsi.shared_state import SharedState, event_of, names_of, port_of
 from san_target.scsi.table import operations_for
-from san_target.volume.device import MediumError, OutOfSpace, Unavailable, VolumeError, WriteProtected
+from san_target.volume.device import MediumError, NotAtomic, OutOfSpace, Unavailable, VolumeError, WriteProtected
 from san_target.volume.origin import ORIGIN, Origin, Overtaken
 
 if TYPE_CHECKING:
@@ -387,10 +387,10 @@ class LogicalUnit:
             raise CheckCondition(sense.INVALID_OPERATION_CODE)
         if nexus.attentions and not operation.with_attention:
             raise self._take_attention(nexus)
-        if self.reservations.bind_to_lease and not self.services.may_serve():
+        needs_lease = operation.access is not Access.ALWAYS and cdb[0] != TEST_UNIT_READY
+        if needs_lease and self.reservations.bind_to_lease and not self.services.may_serve():
             # Others may have let somebody else in meanwhile: this member does not know any more who may do what [17].
-            if operation.access is not Access.ALWAYS and cdb[0] != TEST_UNIT_READY:
-                return Outcome(BUSY)
+            return Outcome(BUSY)
         access = operation.access if operation.access_of is None else operation.access_of(cdb)
         if self.reservations.conflict(nexus, access):
             return Outcome(RESERVATION_CONFLICT)
@@ -438,6 +438,9 @@ class LogicalUnit:
             case MediumError():
                 condition = sense.WRITE_ERROR if error.writing else sense.UNRECOVERED_READ_ERROR
                 checked = CheckCondition(condition, information=error.lba)
+            case NotAtomic():
+                # The range reaches over the end of one owner's blocks. An error that hosts do not repeat for ever.
+                checked = invalid_field_in_cdb(2)
             case WriteProtected():
                 checked = CheckCondition(sense.WRITE_PROTECTED)
             case Overtaken(outcome=Outcome() as outcome):

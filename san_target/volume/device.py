@@ -46,6 +46,10 @@ Done = Callable[["Buffer | None", Resume | None], None]
 """Called once: with the data that was read (b"" for a write), valid during the call only, or with how to go on."""
 
 
+class NotAtomic(VolumeError):
+    """What must be changed at one owner has several."""
+
+
 class Extent(NamedTuple):
     """A run of blocks that are all mapped (hold data) or all deallocated (read as zeros)."""
 

@@ -3,7 +3,7 @@
 import pytest
 
 from san_target.scsi.command import BUSY
-from san_target.volume.device import MediumError, OutOfSpace, Unavailable, VolumeError, WriteProtected
+from san_target.volume.device import MediumError, NotAtomic, OutOfSpace, Unavailable, VolumeError, WriteProtected
 from tests.unit.scsi.kit import Rig, cdb_10, cdb_16
 
 WRITE = cdb_10(0x2A, 5, 1)
@@ -15,6 +15,7 @@ WRITE = cdb_10(0x2A, 5, 1)
         (OutOfSpace(), (0x7, 0x27, 0x07), None),
         (WriteProtected(), (0x7, 0x27, 0x00), None),
         (MediumError(7, "lost"), (0x3, 0x11, 0x00), 7),
+        (NotAtomic("two owners"), (0x5, 0x24, 0x00), None),
         (MediumError(7, "lost", writing=True), (0x3, 0x0C, 0x00), 7),
     ],
 )

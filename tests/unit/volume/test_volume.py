@@ -10,7 +10,7 @@ from san_target.storage.journal import Journal
 from san_target.storage.memory import MemoryDisk, MemoryFile
 from san_target.storage.records import HeldRange
 from san_target.volume import local
-from san_target.volume.device import Extent, MediumError, OutOfSpace, Unavailable, WriteProtected
+from san_target.volume.device import Extent, MediumError, NotAtomic, OutOfSpace, Unavailable, WriteProtected
 from san_target.volume.partition_map import PartitionMap, Placement
 from tests.unit.volume.kit import Elsewhere, HeldJobs, make_volume, run, settle
 
@@ -397,7 +397,7 @@ def test_a_request_over_two_owners_is_cut_and_put_together() -> None:
         await volume.write_same(500, 24, block(8))
         await volume.flush(0, 1024)
         assert await volume.allocation(496, 40, 9) == [Extent(496, 32, True), Extent(528, 8, False)]
-        with pytest.raises(Unavailable):
+        with pytest.raises(NotAtomic):
             await volume.compare_and_write(511, block(8, 2), block(1, 2))
         await volume.sanitize_erase()
         assert bytes(await other.read(0, 1024)) == block(0, 1024)
