@@ -13,6 +13,7 @@ from san_target.scsi.command import CHECK_CONDITION, GOOD, HEAD_OF_QUEUE, ORDERE
 from san_target.scsi.hot import decode_read_write
 from san_target.scsi.logical_unit import execute_without_unit
 from san_target.scsi.sense import CheckCondition, Condition
+from san_target.session.pattern import Pattern
 from san_target.session.responses import Responses
 from san_target.session.tasks import Task
 from san_target.session.transfer import DataOutTransfer, Grants
@@ -49,6 +50,7 @@ IMMEDIATE_TASKS_MAX = 32
 _OTHER_DATA_IN_BYTES_MAX = 1 << 20  # of commands other than READ
 _READ, _WRITE = 0x40, 0x20
 RawHeader = tuple[int, int, int, int, int, int, int, int, int, bytes]  # the fields of wire.hot.Header
+_NO_COMMAND: RawHeader = (0, 0, 0, 0, 0, 0, 0, 0, 0, bytes(16))
 _INTERNAL_TARGET_FAILURE = Condition(0x4, 0x44, 0x00)
 
 
@@ -71,6 +73,8 @@ class Commands(Responses):
         self.heard_s = 0.0  # when the initiator was last heard
         self.logging_out = False  # no command is taken any more
         self.ending = False  # nothing is executed any more
+        self.last_command: RawHeader = _NO_COMMAND  # the last SCSI Command PDU
+        self.pattern = Pattern()
         # Buffers in `outgoing` that show blocks where they lie (view, LBA, blocks): sent before anything is changed.
         self.viewed: list[tuple[memoryview, int, int]] = []
         self._device: BlockDevice
@@ -177,6 +181,14 @@ class Commands(Responses):
         self.host.flush()
         if self.turn_is_over():
             self.received.close()
+
+    def sample(self, before: RawHeader, last: RawHeader, first: RawHeader) -> None:
+        """At the end of a batch: its last two commands, and the last of the batch before (their CmdSN tells how many
+        commands came at once)."""
+        if self.session is not None:
+            at_once = last[7] - first[7] & 0xFFFFFFFF if first[0] else 1
+            at_a_time = max(len(self.tasks), min(at_once, self.limits.command_window))
+            self.pattern.look(before[9], last[9], self.session.counters.commands, at_a_time, self.heard_s)
 
     def reread(self, lba: int, blocks: int, into: memoryview) -> None:
         """For the shell: blocks in `viewed` again, as a copy. VolumeError."""

@@ -116,12 +116,15 @@ class Connection(Keepalive):
         self.hear(self.host.now())
         self.turn_ends_s = self.heard_s + TURN_S
         work = 0
+        before = last = first = self.last_command
         try:
             for pdu in received:
                 self.heard_pdu = True
                 header = hot.HEADER.unpack(pdu.bhs)
-                if header[0] == SCSI_COMMAND and self.hot and self.try_hot(header, pdu):
-                    continue
+                if header[0] == SCSI_COMMAND:
+                    before, last = last, header
+                    if self.hot and self.try_hot(header, pdu):
+                        continue
                 if self.viewed:
                     self.host.flush()
                 if self.trace is not None:
@@ -134,9 +137,13 @@ class Connection(Keepalive):
                 work += 1 if header[0] & OPCODE_MASK in _COMMON else _RARE_PDU_WORK
                 if work >= WORK_PER_TURN or self.turn_is_over():
                     received.close()
-                    return
+                    break
         except FramingError as error:
             self._on_framing_error(error)
+        if last is not first:
+            self.last_command = last
+            if self.heard_s >= self.pattern.next_s:
+                self.sample(before, last, first)
 
     def _dispatch(self, pdu: Pdu) -> None:
         opcode = pdu.bhs[0] & OPCODE_MASK

@@ -49,12 +49,17 @@ class Links(Protocol):
 
 
 class Forwarder:
-    """One volume's way to the other members. revision: of the map that the requests are made by."""
+    """One volume's way to the other members.
+
+    revision: of the map that the requests are made by. requests, bytes: what was sent there so far, and data of it.
+    """
 
     def __init__(self, volume_id: str, block_size: int, peers: "Links", attempt_s: float = 2.0) -> None:
         """attempt_s: how long one attempt may take before the map is looked at again."""
         self.block_size: Final = block_size
         self.revision = 0
+        self.requests = 0
+        self.bytes = 0
         self._volume_hex: Final = volume_id
         self._volume_id: Final = bytes.fromhex(volume_id)
         self._peers: Final = peers
@@ -95,6 +100,8 @@ class Forwarder:
             self.revision,
             flags=FLAG_DURABLE if durable else 0,
         )
+        self.requests += 1
+        self.bytes += len(request.payload) + answer_bytes
         link = self._peers.link(owner)
         if link is None:
             raise TryAgain(f"member {owner!r}, which owns blocks {lba}+{blocks}, cannot be reached")
@@ -121,6 +128,8 @@ class Forwarder:
         link = self._peers.link(segment.owner)
         if link is None:
             return False
+        self.requests += 1
+        self.bytes += len(payload) + answer_bytes
         request = Request(
             operation,
             self._volume_id,
