@@ -1,6 +1,6 @@
 """The targets of this member, as login and discovery see them (`session.target.Directory`)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -80,12 +80,14 @@ class TargetDirectory:
     """Targets by name. tsih_in_use: whether a session handle belongs to a session of this member.
 
     group: None while this member is alone: then everything is served here. Addresses given to it are as told.
+    ask_store: returns when this member knows of a target of that name, if the store has one.
     """
 
     def __init__(self, discovery: Access, tsih_in_use: Callable[[int], bool]) -> None:
         self.portals = Portals(())
         self.group: PortalGroup | None = None
         self.succession: Predecessors | None = None
+        self.ask_store: Callable[[str], Awaitable[None]] | None = None
         self.reinstatements = Reinstatements()
         self._log_budget = LogBudget(LOG_LINES_PER_S)
         self._discovery = discovery
@@ -109,6 +111,11 @@ class TargetDirectory:
 
     def find(self, iqn: str) -> Target | None:
         return self._targets.get(iqn)
+
+    async def look_up(self, iqn: str) -> Target | None:
+        if self.ask_store is not None:
+            await self.ask_store(iqn)
+        return self.find(iqn)
 
     def visible_to(self, initiator_name: str) -> list[Target]:
         return [self._targets[iqn] for iqn in sorted(self._targets) if self._targets[iqn].access.admits(initiator_name)]

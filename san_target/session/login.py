@@ -331,12 +331,12 @@ class Login:
             raise LoginRefused(LoginStatus.INITIATOR_ERROR, f"not an iSCSI name: {name[:64]!r}")
         session_type = received.get("SessionType", KEYS["SessionType"].default)
         if session_type == "Discovery":
-            return self._identify_discovery(name, received.get("TargetName"))
+            return await self._identify_discovery(name, received.get("TargetName"))
         if session_type != "Normal":
             raise LoginRefused(LoginStatus.SESSION_TYPE_NOT_SUPPORTED, "SessionType is neither Normal nor Discovery")
         if "TargetName" not in received:
             raise LoginRefused(LoginStatus.MISSING_PARAMETER, "no TargetName")
-        target = self._find(received["TargetName"])
+        target = await self._find(received["TargetName"])
         self._access = self._admit(target.access, name)
         self._check_tsih(target, name)
         self._check_ready(target)
@@ -345,19 +345,19 @@ class Login:
         self._target = target
         return self._declare_target(target)
 
-    def _identify_discovery(self, name: str, target_name: str | None) -> list[Pair]:
+    async def _identify_discovery(self, name: str, target_name: str | None) -> list[Pair]:
         self._access = self._admit(self._directory.discovery_access(), name)
         if self._the_first.tsih:
             raise LoginRefused(LoginStatus.SESSION_DOES_NOT_EXIST, "a discovery session has one connection")
         if target_name is None:
             return []
         # RFC 7143 6.3.1: the tag is owed to sessions of every type if a target is named.
-        target = self._find(target_name)
+        target = await self._find(target_name)
         self._admit(target.access, name)
         return self._declare_target(target)
 
-    def _find(self, iqn: str) -> Target:
-        target = self._directory.find(iqn)
+    async def _find(self, iqn: str) -> Target:
+        target = self._directory.find(iqn) or await self._directory.look_up(iqn)
         if target is None:
             raise LoginRefused(LoginStatus.NOT_FOUND, f"no target {iqn[:256]!r}")
         return target

@@ -52,6 +52,13 @@ class Directory(Protocol):
 
     def find(self, iqn: str) -> Target | None: ...
 
+    async def look_up(self, iqn: str) -> Target | None:
+        """A target that `find` does not know yet: one that was made through another member a moment ago.
+
+        Its absence is a final answer to an initiator, so whoever knows for sure is asked.
+        """
+        ...
+
     def visible_to(self, initiator_name: str) -> list[Target]:
         """Targets whose access rule admits this initiator name, by IQN."""
         ...

@@ -162,6 +162,9 @@ class FieldDirectory:
     def find(self, iqn: str) -> Target | None:
         return self.targets.get(iqn)
 
+    async def look_up(self, iqn: str) -> Target | None:
+        return None
+
     def visible_to(self, initiator_name: str) -> list[Target]:
         return [target for target in self.targets.values() if target.access.admits(initiator_name)]
 

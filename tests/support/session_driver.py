@@ -40,6 +40,9 @@ class OneTarget:
     def find(self, iqn: str) -> Target | None:
         return self.target if iqn == IQN else None
 
+    async def look_up(self, iqn: str) -> Target | None:
+        return None
+
     def visible_to(self, initiator_name: str) -> list[Target]:
         return [self.target] if self.target.access.admits(initiator_name) else []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from san_target.peer.messages import EndSessions
-from tests.unit.server.conftest import run
+from tests.unit.server.conftest import run, spec
 from tests.unit.server.group_kit import HOST_A, HOST_B, IQN, ISID, OTHER_ISID, Group, group
 from tests.unit.server.initiator import Initiator
 
@@ -225,6 +225,20 @@ def test_a_member_to_be_told_of_a_fence_is_sent_nothing_before(tmp_path: Path) -
             await peering._deliver("m2")
             assert peering.link("m2") is not None
             assert made.members["m2"].life.peering.service._ended_incarnations["m9"] == 1
+
+    run(body)
+
+
+def test_a_target_made_through_another_member_is_never_unknown(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with group(tmp_path, "m1", "m2") as made:
+            for number in range(5):
+                await made.services["m1"].create_volume(spec(f"new{number}", size_bytes=1 << 20, members=("m1",)))
+                initiator = await Initiator.connect(made.members["m2"].portals.bound[0], ISID)
+                made.initiators.append(initiator)
+                assert await initiator.login(f"iqn.2026-01.io.san-target:new{number}") in (0, 0x0301)
+            unknown = await Initiator.connect(made.members["m2"].portals.bound[0], ISID)
+            assert await unknown.login("iqn.2026-01.io.san-target:none") == 0x0203
 
     run(body)
 

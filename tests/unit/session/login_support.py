@@ -34,6 +34,9 @@ class FakeDirectory:
     def find(self, iqn: str) -> Target | None:
         return next((target for target in self.targets if target.iqn == iqn), None)
 
+    async def look_up(self, iqn: str) -> Target | None:
+        return None
+
     def visible_to(self, initiator_name: str) -> list[Target]:
         return [target for target in self.targets if target.access.admits(initiator_name)]
 
