@@ -10,7 +10,10 @@ from san_target.metadata.etcd_url import parse_etcd_url
 from san_target.metadata.store import Put, Store, StoreError, WatchBatch
 
 SECONDS_MAX = 60
-QUICK = Timeouts(connect_s=0.5, attempt_s=0.5, transaction_s=0.5, request_s=1.5, guard_s=0.2, watch_s=2.0)
+# Quick to give up a try, and patient as a whole: for what must work at last, however busy the machine.
+QUICK = Timeouts(connect_s=2.0, attempt_s=0.5, transaction_s=0.5, request_s=20.0, guard_s=0.2)
+# For what cannot work.
+GIVES_UP = Timeouts(connect_s=0.5, attempt_s=0.5, transaction_s=0.5, request_s=1.5, guard_s=0.2, watch_s=2.0)
 _prefixes = itertools.count()
 
 

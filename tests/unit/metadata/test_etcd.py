@@ -21,7 +21,7 @@ from san_target.metadata.store import (
 from tests.support.etcd import Etcd, Proxy
 from tests.support.target import free_port
 from tests.unit.metadata.conftest import QUICK_LEASES
-from tests.unit.metadata.etcd_support import QUICK, SECONDS_MAX, Watcher, put, run, store_on, value_of
+from tests.unit.metadata.etcd_support import GIVES_UP, QUICK, SECONDS_MAX, Watcher, put, run, store_on, value_of
 
 pytestmark = pytest.mark.tool("etcd")
 
@@ -48,22 +48,25 @@ def test_an_etcd_that_starts_again_is_found_again_and_a_watch_goes_on(own: Etcd)
 
     async def body() -> None:
         await asyncio.to_thread(own.wait_until_healthy)
-        store = store_on(own.port, timeouts=Timeouts(request_s=1.0, watch_s=60))
+        store = store_on(own.port, timeouts=Timeouts(watch_s=60), prefix="/again/")
+        impatient = store_on(own.port, timeouts=GIVES_UP, prefix="/again/")
         await store.open()
+        await impatient.open()
         watcher = Watcher(store, (await store.range("")).revision + 1)
         before = [await put(store, b"%d" % number) for number in range(3)]
         await watcher.until(before[-1])
         own.kill()
-        for request in (store.get("a"), store.range(""), store.grant_lease(10)):
+        for request in (impatient.get("a"), impatient.grant_lease(10)):
             with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{own.port}: Connection refused"):
                 await request
         with pytest.raises(StoreUnavailable, match="nothing was changed"):
-            await put(store, b"lost")
+            await put(impatient, b"lost")
         own.start(*QUICK_LEASES)
         await asyncio.to_thread(own.wait_until_healthy)
         assert await value_of(store) == b"2"
         after = [await put(store, b"%d" % number) for number in range(3)]
         assert await watcher.until(after[-1]) == before + after
+        await impatient.close()
         await store.close()
         assert await watcher.end() is None
 
@@ -76,7 +79,7 @@ def test_a_watch_does_not_wait_for_ever(own: Etcd) -> None:
 
     async def body() -> None:
         await asyncio.to_thread(own.wait_until_healthy)
-        store = store_on(own.port, timeouts=QUICK)
+        store = store_on(own.port, timeouts=GIVES_UP)
         await store.open()
         watcher = Watcher(store, 1)
         await watcher.until(await put(store, b"1"))
@@ -315,7 +318,7 @@ def test_a_stopped_etcd_ends_requests_in_time(own: Etcd) -> None:
 
     async def body() -> None:
         await asyncio.to_thread(own.wait_until_healthy)
-        store = store_on(own.port, timeouts=QUICK)
+        store = store_on(own.port, timeouts=GIVES_UP)
         await store.open()
         await put(store, b"1")
         own.pause()
@@ -324,6 +327,7 @@ def test_a_stopped_etcd_ends_requests_in_time(own: Etcd) -> None:
         with pytest.raises(StoreUnavailable, match="nothing was changed"):
             await put(store, b"2")  # there is no connection any more by which it could have been sent
         own.resume()
+        await asyncio.to_thread(own.wait_until_healthy)
         assert await value_of(store) == b"1"
         await store.close()
 

@@ -177,8 +177,11 @@ def test_without_a_quorum_requests_end_and_with_it_they_work_again(cluster: Etcd
             process.start(*ELECTIONS, cluster=cluster.members)
         for process in cluster.members:
             await asyncio.to_thread(process.wait_until_healthy)
-        assert await store.get("c") is None
-        last = (await store.transact([], [Put("d", b"1")])).revision
+        patient = store_on(cluster.members, "/quorum/")
+        await patient.open()
+        assert await patient.get("c") is None
+        last = (await patient.transact([], [Put("d", b"1")])).revision
+        await patient.close()
         while last not in seen:
             await asyncio.sleep(0.02)
         assert seen == sorted(set(seen))

@@ -12,7 +12,7 @@ from san_target.metadata.store import Put, StoreError, StoreUnavailable
 from tests.support.etcd import Etcd
 from tests.support.target import free_port
 from tests.unit.metadata.conftest import QUICK_LEASES
-from tests.unit.metadata.etcd_support import QUICK, Watcher, put, run, store_on
+from tests.unit.metadata.etcd_support import GIVES_UP, Watcher, put, run, store_on
 
 pytestmark = pytest.mark.tool("etcd")
 
@@ -24,7 +24,7 @@ def test_an_endpoint_of_another_cluster_is_not_used(etcd: Etcd, own: Etcd) -> No
 
     async def body() -> None:
         await asyncio.to_thread(own.wait_until_healthy)
-        store = store_on(own.port, etcd.port, timeouts=QUICK)
+        store = store_on(own.port, etcd.port, timeouts=GIVES_UP)
         await store.open()
         own.kill()
         with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{etcd.port}: it belongs to another etcd cluster"):
@@ -103,7 +103,7 @@ def test_nobody_is_there() -> None:
 
     async def body() -> None:
         with pytest.raises(StoreUnavailable) as caught:
-            await store_on(port, timeouts=QUICK).open()
+            await store_on(port, timeouts=GIVES_UP).open()
         assert str(caught.value) == (
             f"etcd cannot be used now, nothing was changed (127.0.0.1:{port}: Connection refused); "
             "check that its processes run and reach each other"
@@ -133,7 +133,7 @@ def test_another_service_is_there(words: bytes | None, problem: str) -> None:
     async def body() -> None:
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
         with pytest.raises(StoreUnavailable) as caught:
-            await store_on(server.sockets[0].getsockname()[1], timeouts=QUICK).open()
+            await store_on(server.sockets[0].getsockname()[1], timeouts=GIVES_UP).open()
         assert problem in str(caught.value)
         server.close()
 
