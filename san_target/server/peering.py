@@ -4,6 +4,7 @@ Kept here: a notice that a member has to know of before it serves anything (a li
 reached) is delivered before anything else is sent to it.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -136,8 +137,7 @@ class Peering:
         for name in self.peers.names():
             if name != member:
                 self._notices.setdefault(name, {})[member] = incarnation
-        for name in list(self._notices):
-            await self._deliver(name)
+        await asyncio.gather(*(self._deliver(name) for name in list(self._notices)))
 
     def _link_changed(self, link: PeerLink) -> None:
         if link.state == "up" and link.name in self._notices:
@@ -145,7 +145,11 @@ class Peering:
 
     async def _deliver(self, name: str) -> None:
         """Tell a member of all fences that it has to know of; one that cannot be reached is told when it can."""
-        if name in self._delivering:
+        link = self.peers.link(name)
+        if link is None:
+            self._notices.pop(name, None)  # it has left the group
+            return
+        if name in self._delivering or link.state != "up":
             return
         self._delivering.add(name)
         try:
@@ -158,11 +162,7 @@ class Peering:
                     del self._notices[name]
         except (PeerUnreachable, PeerRefused) as error:
             log.info("a member is to be told of a fence when it can be reached", member=name, reason=str(error))
-            link = self.peers.link(name)
-            if link is None:
-                self._notices.pop(name, None)  # it has left the group
-            elif link.state == "up":
-                self._background.spawn(self._deliver_later(name))
+            self._background.spawn(self._deliver_later(name))
         finally:
             self._delivering.discard(name)
 
