@@ -9,7 +9,7 @@ import rich_click
 from san_target.cli.values import Parsed, parse_size
 
 DEFAULT_VOLUME = ("demo", 1 << 30)
-MEMBERS_MAX = 1
+MEMBERS_MAX = 20  # their admin ports begin 20 above the portals
 BASE_PORT_MAX = 65535 - 60
 
 
@@ -30,7 +30,7 @@ def default_directory() -> Path:
 
 
 @click.command(cls=rich_click.RichCommand)
-@click.option("--members", type=click.IntRange(min=1), default=1, show_default=True, help="How many members.")
+@click.option("--members", type=click.IntRange(1, MEMBERS_MAX), default=3, show_default=True, help="How many members.")
 @click.option(
     "--dir", "directory", type=click.Path(path_type=Path, file_okay=False), help="Pools and store [a state directory]."
 )
@@ -39,7 +39,7 @@ def default_directory() -> Path:
     type=click.IntRange(1, BASE_PORT_MAX),
     default=3260,
     show_default=True,
-    help="iSCSI port of the first member; its admin port is 20 above.",
+    help="iSCSI port of the first member, the next one's is 1 above; admin ports are 20 above, peer ports 40.",
 )
 @click.option(
     "--volume",
@@ -57,8 +57,6 @@ def demo(members: int, directory: Path | None, volumes: tuple[Any, ...], **optio
 
     Data stays in the directory; the next demo on it finds it again.
     """
-    if members > MEMBERS_MAX:
-        raise click.UsageError("this version runs one member: leave --members out or give 1")
     from san_target.cli.demo_group import Plan, run
 
     plan = Plan(

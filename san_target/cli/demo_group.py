@@ -1,7 +1,8 @@
 """The processes of a demo: started, watched, and ended together.
 
-Each member is one `san-target serve`. A member that dies ends the demo with its last words; SIGINT or SIGTERM ends
-all members, and should the demo itself be killed, the kernel ends them.
+Each member is one `san-target serve`. Until all are ready a member that dies ends the demo with its last words. After
+that it is started again, as long as others run: a group is there to survive this. SIGINT or SIGTERM ends all members,
+and should the demo itself be killed, the kernel ends them.
 """
 
 import asyncio
@@ -27,9 +28,14 @@ T = TypeVar("T")
 
 HOST = "127.0.0.1"
 ADMIN_OFFSET = 20
+PEER_OFFSET = 40
 READY_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 20.0
 DEATH_SECONDS = 2.0
+RESTART_SECONDS = 1.0
+SHORT_LIFE_SECONDS = 5.0
+SHORT_LIVES_MAX = 3
+LOOK_SECONDS = 0.05
 PR_SET_PDEATHSIG = 1
 OUTPUT_LINE_BYTES_MAX = 1 << 20
 INFORMATION = "level=info"
@@ -90,7 +96,7 @@ def held(directory: Path) -> Iterator[None]:
 def ports_of(plan: Plan) -> list[int]:
     """Every port the demo listens on."""
     portals = range(plan.base_port, plan.base_port + plan.members)
-    return [*portals, *(port + ADMIN_OFFSET for port in portals)]
+    return [port + offset for offset in (0, ADMIN_OFFSET, PEER_OFFSET) for port in portals]
 
 
 def check_ports(plan: Plan) -> None:
@@ -114,6 +120,7 @@ def serve_command(plan: Plan, index: int) -> list[str]:
         *("--dir", str(plan.directory / name)),
         *("--portal", f"{HOST}:{plan.base_port + index}"),
         *("--admin", f"{HOST}:{plan.base_port + ADMIN_OFFSET + index}"),
+        *("--peer", f"{HOST}:{plan.base_port + PEER_OFFSET + index}"),
         *("--store", f"sqlite://{plan.directory / 'group.sqlite'}"),
         *("--group", "demo"),
     ]
@@ -147,15 +154,15 @@ class _Demo:
             for index in range(self._plan.members):
                 self._children.append(await self._start(index))
             await self._unless_it_ends(self._all_ready(), READY_SECONDS_MAX)
-            work = asyncio.to_thread(have_volumes, self._children[0].api, self._plan.volumes)
-            announce(self._plan, self._children, await self._unless_it_ends(work))
-            await self._unless_it_ends(forever(self._plan.exit_after_s))
+            targets = await self._unless_it_ends(self._have_volumes(), READY_SECONDS_MAX)
+            announce(self._plan, self._children, targets)
+            await self._stay(self._plan.exit_after_s)
         except _Stopped:
             pass
         finally:
             await self._end()
 
-    async def _start(self, index: int) -> Child:
+    async def _start(self, index: int, again: bool = False) -> Child:
         process = await asyncio.create_subprocess_exec(
             *serve_command(self._plan, index),
             stdin=asyncio.subprocess.DEVNULL,
@@ -169,9 +176,56 @@ class _Demo:
         child = Child(f"m{index + 1}", f"{HOST}:{portal}", f"{HOST}:{admin}", process)
         child.readers = [
             asyncio.create_task(_read_output(child)),
-            asyncio.create_task(_read_errors(child, self._plan.directory / f"{child.name}.log")),
+            asyncio.create_task(_read_errors(child, self._plan.directory / f"{child.name}.log", again)),
         ]
         return child
+
+    async def _have_volumes(self) -> list[dict[str, Any]]:
+        """Every member serves every volume when this returns."""
+        targets = await asyncio.to_thread(have_volumes, self._children[0].api, self._plan.volumes)
+        for child in self._children:
+            while not await asyncio.to_thread(serves, child.api, list(self._plan.volumes)):
+                await asyncio.sleep(LOOK_SECONDS)
+        return targets
+
+    async def _stay(self, seconds: float | None) -> None:
+        """Until the time is up, or a signal comes. One member alone is not started again."""
+        if len(self._children) == 1:
+            await self._unless_it_ends(forever(seconds))
+            return
+        keepers = [asyncio.create_task(self._keep(index)) for index in range(len(self._children))]
+        stop = asyncio.create_task(self._stop.wait())
+        try:
+            left = set(keepers)
+            ends_s = None if seconds is None else asyncio.get_running_loop().time() + seconds
+            while left and not stop.done():
+                wait_s = None if ends_s is None else max(0.0, ends_s - asyncio.get_running_loop().time())
+                done, _ = await asyncio.wait({*left, stop}, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    return
+                left -= done
+            for keeper in set(keepers) - left:
+                keeper.result()
+            if not left:
+                raise click.ClickException("no member is left")
+        finally:
+            for task in (stop, *keepers):
+                task.cancel()
+            await asyncio.gather(stop, *keepers, return_exceptions=True)
+
+    async def _keep(self, index: int) -> None:
+        """Start a member again whenever it ends; give up when it ends at once, again and again."""
+        loop, short_lives = asyncio.get_running_loop(), 0
+        while short_lives < SHORT_LIVES_MAX:
+            child, since_s = self._children[index], loop.time()
+            await child.process.wait()
+            await asyncio.gather(*child.readers)
+            lived_s = loop.time() - since_s
+            short_lives = short_lives + 1 if lived_s < SHORT_LIFE_SECONDS + RESTART_SECONDS else 0
+            click.echo(f"member {child.name} ended ({child.process.returncode}), and is started again", err=True)
+            await asyncio.sleep(RESTART_SECONDS)
+            self._children[index] = await self._start(index, again=True)
+        click.echo(f"member {self._children[index].name} ends again and again; it is left alone now", err=True)
 
     async def _all_ready(self) -> None:
         for child in self._children:
@@ -226,10 +280,10 @@ async def _read_output(child: Child) -> None:
             child.ready.set()
 
 
-async def _read_errors(child: Child, log_file: Path) -> None:
-    """A member's stderr goes into its log file; what is more than information also to ours, with the member's name."""
+async def _read_errors(child: Child, log_file: Path, again: bool) -> None:
+    """A member's stderr goes into its log file (again: at its end); warnings and errors also to ours, with its name."""
     assert child.process.stderr is not None
-    with log_file.open("wb", buffering=0) as log:
+    with log_file.open("ab" if again else "wb", buffering=0) as log:
         async for line in child.process.stderr:
             with contextlib.suppress(OSError):  # a full disk must not silence the members
                 log.write(line)
@@ -253,6 +307,12 @@ def have_volumes(api: Api, wanted: dict[str, int]) -> list[dict[str, Any]]:
     return shown
 
 
+def serves(api: Api, volumes: list[str]) -> bool:
+    """Does this member serve these volumes?"""
+    ready = {volume["name"] for volume in api.get("/volumes") if volume["state"] == "ready"}
+    return ready.issuperset(volumes)
+
+
 def ready_line(children: list[Child], targets: list[dict[str, Any]]) -> dict[str, Any]:
     """The one JSON document that scripts read."""
     return {
@@ -268,8 +328,14 @@ def ready_line(children: list[Child], targets: list[dict[str, Any]]) -> dict[str
 def how_to(plan: Plan, children: list[Child], targets: list[dict[str, Any]]) -> str:
     """How to connect, ready to be pasted."""
     portal, admin, iqn = children[0].portal, children[0].admin, targets[0]["iqn"]
+    members = "\n".join(
+        f"  {child.name:<12} portal {child.portal}, web page http://{child.admin}/" for child in children
+    )
     volumes = "\n".join(f"  {one['name']:<12} {format_size(one['size_bytes']):>8}  {one['iqn']}" for one in targets)
     return f"""san-target demo: access is open, as it listens on {HOST} only.
+
+Members
+{members}
 
 Volumes (data and logs in {plan.directory})
 {volumes}
@@ -279,6 +345,7 @@ Connect
                iscsiadm -m node -T {iqn} -p {portal} --login
   QEMU         qemu-img info iscsi://{portal}/{iqn}/0
   libiscsi     iscsi-ls --show-luns iscsi://{portal}
+  simulator    initiator-sim inspect {portal} {iqn}
   web page     http://{admin}/
   commands     san-target --api http://{admin} volume list
 

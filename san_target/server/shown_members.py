@@ -37,7 +37,10 @@ class ShownMembers:
         alive = {lease.name: lease.incarnation for lease in leases}
         views = [view_of(record, alive.get(record.name)) for record in await member_records(store)]
         return tuple(
-            self._self(view, reasons) if view.name == self._member.name else shown_other(view) for view in views
+            self._self(view, reasons)
+            if view.name == self._member.name
+            else shown_other(view, self._volumes_at(view.name))
+            for view in views
         )
 
     async def one(self, name: str, reasons: list[str]) -> values.Member:
@@ -61,13 +64,18 @@ class ShownMembers:
             version=san_target.__version__,
             pid=os.getpid(),
             since=utc(member.since_s),
-            volumes=sum(export.is_served and bool(export.held) for export in member.exports.by_id.values()),
+            volumes=self._volumes_at(view.name),
             sessions=len(sessions),
             iops=sum(rate.commands for rate in rates),
             bytes_per_second=sum(rate.bytes for rate in rates),
             pool=self.pool(),
             reason="; ".join(reasons),
         )
+
+    def _volumes_at(self, name: str) -> int:
+        """How many volumes have blocks at a member."""
+        snapshots = [export.snapshot for export in self._member.exports.by_id.values()]
+        return sum(snapshot is not None and name in snapshot.holders for snapshot in snapshots)
 
     def pool(self) -> values.Pool:
         """This member's own."""
@@ -84,7 +92,7 @@ class ShownMembers:
         )
 
 
-def shown_other(view: MemberView) -> values.Member:
+def shown_other(view: MemberView, volumes: int) -> values.Member:
     """Another member, by what it has told of itself."""
     is_here = view.state not in ("removed", "unreachable")
     return values.Member(
@@ -95,6 +103,7 @@ def shown_other(view: MemberView) -> values.Member:
         admin=view.admin,
         peer=view.peer,
         version=view.program,
+        volumes=volumes,
         pool=values.Pool(
             directory="",
             capacity_bytes=view.capacity_bytes if is_here else 0,

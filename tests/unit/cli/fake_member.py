@@ -10,18 +10,21 @@ import sys
 
 from san_target.admin.app import create_app
 from san_target.admin.http_server import AdminServer, listen
+from san_target.admin.service import VolumeSpec
 from san_target.cli.values import parse_address
 from tests.unit.admin.fake_service import FakeService
 
 
-async def serve(admin: str, fate: str) -> None:
+async def serve(name: str, admin: str, fate: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     service = FakeService(admin=admin)
+    if name != "m1":  # the first one is asked for volumes; the others have them as members of its group
+        await service.create_volume(VolumeSpec(name="demo", size_bytes=1 << 30))
     server = AdminServer(create_app(service, None), listen(*parse_address(admin)))
     await server.start()
     print("level=info event=serving", file=sys.stderr, flush=True)
-    print("ready m1", flush=True)
+    print(f"ready {name}", flush=True)
     if fate == "die":
         while not await service.volumes():
             await asyncio.sleep(0.01)
@@ -36,4 +39,5 @@ if __name__ == "__main__":
     fate = os.environ.get("SAN_TARGET_FAKE", "")
     if fate == "refuse":
         sys.exit("san-target: the store is damaged")
-    asyncio.run(serve(sys.argv[sys.argv.index("--admin") + 1], fate))
+    name, admin = (sys.argv[sys.argv.index(option) + 1] for option in ("--name", "--admin"))
+    asyncio.run(serve(name, admin, fate))

@@ -87,7 +87,7 @@ def test_refusals_are_one_line(shell: Shell, service: FakeService) -> None:
         ("session", "trace", "m1-1", "--seconds", "0"),
         ("volume", "migrate"),
         ("balance",),
-        ("demo", "--members", "3"),
+        ("demo", "--members", "21"),
         ("demo", "--volume", "demo"),
         ("demo", "--volume", "demo=big"),
         ("demo", "--base-port", "70000"),
@@ -213,6 +213,12 @@ def test_human_output_of_the_others(shell: Shell, service: FakeService) -> None:
     assert "512 GiB of 1 TiB used" in shell.ok("group", "status")
     assert "512 GiB of 1 TiB used" in shell.ok("member", "show", "m1")
     assert "m1" in shell.ok("member", "list")
+    assert shell.ok("member", "remove", "gone", "--force").splitlines() == [
+        "member gone is removed",
+        "lost of volume disk: 4 KiB",
+    ]
+    assert shell.json("member", "remove", "gone", "--force")["lost"][0]["size_bytes"] == 4096
+    assert "use --force" in shell.error("member", "remove", "gone")
     assert "portal group tag  1" in shell.ok("portal", "show", "127.0.0.1:3260")
     session = service.log_in("disk")
     assert shell.ok("session", "drop", session.id) == f"session {session.id} dropped\n"

@@ -30,6 +30,7 @@ OPTIONS: dict[str, set[str]] = {
     "group status": {"--json"} | API,
     "member list": {"--json"} | API,
     "member show": {"--json"} | API,
+    "member remove": {"--force", "--json"} | API,
     "volume create": {"--size", "--block-size", "--copies", "--members", "--json"} | ACCESS | FLAGS | API,
     "volume list": {"--json"} | API,
     "volume show": {"--json"} | API,
@@ -46,6 +47,7 @@ OPTIONS: dict[str, set[str]] = {
 }
 ARGUMENTS = {
     "member show": ["name"],
+    "member remove": ["name"],
     "volume create": ["name"],
     "volume show": ["name"],
     "volume resize": ["name"],

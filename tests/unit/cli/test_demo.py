@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import click
 import pytest
 
 from san_target.cli.demo import parse_volume
-from san_target.cli.demo_group import ADMIN_OFFSET, Plan, check_ports, held, ports_of, serve_command
+from san_target.cli.demo_group import ADMIN_OFFSET, PEER_OFFSET, Plan, check_ports, held, ports_of, serve_command
 
 ROOT = Path(__file__).resolve().parents[3]
 # Runs the demo with the stand-in for `serve`.
@@ -33,19 +34,22 @@ main(["demo", *sys.argv[1:]])
 """
 
 
+MEMBERS_MOST = 3
+
+
 def free_base_port() -> int:
-    """A base port whose iSCSI and admin ports are free at this moment."""
+    """A base port from which on the ports of MEMBERS_MOST members are free at this moment."""
     for _ in range(50):
         with socket.create_server(("127.0.0.1", 0)) as first:
             base = int(first.getsockname()[1])
-            if base + ADMIN_OFFSET > 65535:
-                continue
-            try:
-                socket.create_server(("127.0.0.1", base + ADMIN_OFFSET)).close()
-            except OSError:
-                continue
-            return base
-    raise AssertionError("no free pair of ports")
+        try:
+            for offset in (0, ADMIN_OFFSET, PEER_OFFSET):
+                for index in range(MEMBERS_MOST):
+                    socket.create_server(("127.0.0.1", base + offset + index)).close()
+        except (OSError, OverflowError):
+            continue
+        return base
+    raise AssertionError("no free ports")
 
 
 class Demos:
@@ -109,7 +113,7 @@ def has_ended(pid: int) -> bool:
 
 
 def test_json_line_names_members_and_targets(demos: Demos) -> None:
-    code, output, _ = demos.run("--json", "--exit-after", "0", "--volume", "a=1M", "--volume", "b=2M")
+    code, output, _ = demos.run("--members", "1", "--json", "--exit-after", "0", "--volume", "a=1M", "--volume", "b=2M")
     assert code == 0
     assert output.count("\n") == 1
     ready = json.loads(output)
@@ -140,7 +144,7 @@ def test_how_to_has_the_real_addresses_and_ends_with_ready(demos: Demos) -> None
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_all_members_in_order(demos: Demos, number: signal.Signals) -> None:
-    process = demos.start("--json")
+    process = demos.start("--members", "1", "--json")
     pid = first_line(process)["members"][0]["pid"]
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
@@ -152,7 +156,7 @@ def test_signals_end_all_members_in_order(demos: Demos, number: signal.Signals) 
 
 
 def test_killed_demo_takes_its_members_along(demos: Demos) -> None:
-    process = demos.start("--json")
+    process = demos.start("--members", "1", "--json")
     pid = first_line(process)["members"][0]["pid"]
     descriptor = os.pidfd_open(pid)
     process.kill()
@@ -168,18 +172,58 @@ def test_killed_demo_takes_its_members_along(demos: Demos) -> None:
 
 
 def test_member_that_cannot_start_ends_the_demo_with_its_words(demos: Demos) -> None:
-    code, output, errors = demos.run(fate="refuse")
+    code, output, errors = demos.run("--members", "1", fate="refuse")
     assert (code, output) == (1, "")
     assert errors.splitlines()[-1] == "san-target: member m1 ended: the store is damaged"
 
 
 def test_member_that_dies_ends_the_demo_with_its_words(demos: Demos) -> None:
-    code, _, errors = demos.run(fate="die")
+    code, _, errors = demos.run("--members", "1", fate="die")
     assert code == 1
     assert errors.splitlines()[-1] == "san-target: member m1 ended: the pool is gone"
 
 
-@pytest.mark.parametrize("offset", [0, ADMIN_OFFSET])
+def test_three_members_unless_told_otherwise(demos: Demos) -> None:
+    code, output, _ = demos.run("--json", "--exit-after", "0")
+    assert code == 0
+    members = json.loads(output)["members"]
+    assert [one["name"] for one in members] == ["m1", "m2", "m3"]
+    assert [one["portal"] for one in members] == [f"127.0.0.1:{demos.base_port + index}" for index in range(3)]
+    assert len({one["pid"] for one in members}) == 3
+    assert all(has_ended(one["pid"]) for one in members)
+
+
+def test_a_member_of_several_that_dies_is_started_again(demos: Demos) -> None:
+    process = demos.start("--members", "2", "--json")
+    members = first_line(process)["members"]
+    os.kill(members[1]["pid"], signal.SIGKILL)
+    assert process.stderr is not None
+    assert "member m2 ended (-9), and is started again" in process.stderr.readline()
+    port = int(members[1]["admin"].rpartition(":")[2])
+    for _ in range(600):
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            break
+    else:
+        raise AssertionError("m2 did not come back")
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "m1: ended in order" in errors
+    assert "m2: ended in order" in errors
+
+
+@pytest.mark.parametrize("members", ["0", "21"])
+def test_how_many_members_there_can_be(demos: Demos, members: str) -> None:
+    code, output, errors = demos.run("--members", members)
+    assert (code, output) == (2, "")
+    assert "1<=x<=20" in errors
+
+
+@pytest.mark.parametrize("offset", [0, ADMIN_OFFSET, PEER_OFFSET, PEER_OFFSET + 2])
 def test_taken_port_is_named(demos: Demos, offset: int) -> None:
     with socket.create_server(("127.0.0.1", demos.base_port + offset)):
         code, output, errors = demos.run()
@@ -211,10 +255,14 @@ def plan(directory: Path, **changes: Any) -> Plan:
 
 
 def test_ports_follow_the_contract(tmp_path: Path) -> None:
-    assert ports_of(plan(tmp_path)) == [3260, 3280]
-    command = serve_command(plan(tmp_path), 0)
-    assert command[command.index("--portal") + 1] == "127.0.0.1:3260"
-    assert command[command.index("--admin") + 1] == "127.0.0.1:3280"
+    assert ports_of(plan(tmp_path)) == [3260, 3280, 3300]
+    assert ports_of(plan(tmp_path, members=2)) == [3260, 3261, 3280, 3281, 3300, 3301]
+    command = serve_command(plan(tmp_path, members=2), 1)
+    assert command[command.index("--name") + 1] == "m2"
+    assert command[command.index("--portal") + 1] == "127.0.0.1:3261"
+    assert command[command.index("--admin") + 1] == "127.0.0.1:3281"
+    assert command[command.index("--peer") + 1] == "127.0.0.1:3301"
+    assert command[command.index("--store") + 1] == f"sqlite://{tmp_path}/group.sqlite"
 
 
 def test_privileged_port_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

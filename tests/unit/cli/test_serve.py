@@ -202,14 +202,16 @@ def test_demo_finds_its_data_again(tmp_path: Path, processes: Processes) -> None
 @pytest.mark.skipif(shutil.which("iscsi-ls") is None, reason="needs iscsi-ls (libiscsi-bin)")
 def test_demo_can_be_connected_to(tmp_path: Path, processes: Processes) -> None:
     process, ready = demo(processes, tmp_path)
-    (member,), (target,) = ready["members"], ready["targets"]
-    listed = subprocess.run(
-        ["iscsi-ls", "--show-luns", f"iscsi://{member['portal']}"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert target["iqn"] in listed.stdout
-    assert "Lun:0" in listed.stdout
+    (target,) = ready["targets"]
+    assert len(ready["members"]) == 3
+    for member in ready["members"]:
+        listed = subprocess.run(
+            ["iscsi-ls", "--show-luns", f"iscsi://{member['portal']}"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert target["iqn"] in listed.stdout
+        assert "Lun:0" in listed.stdout
     end(process)
