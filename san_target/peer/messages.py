@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from san_target.peer.load_report import MemberLoad
+
 if TYPE_CHECKING:
     from san_target.peer.frames import Payload
 
@@ -30,11 +32,15 @@ class FenceIngress(Message, frozen=True):
 
 
 class TicketRequest(Message, frozen=True):
-    """Will you serve this login? To be answered in milliseconds: an initiator waits. isid: 6 bytes; target: its IQN."""
+    """Will you serve this login? To be answered in milliseconds: an initiator waits. isid: 6 bytes; target: its IQN.
+
+    moved: the session is logged in elsewhere, and will be asked to come to you.
+    """
 
     target: str
     initiator_name: str
     isid: bytes
+    moved: bool = False
 
 
 class TicketReply(Message, frozen=True):
@@ -146,8 +152,94 @@ class BindUnit(Message, frozen=True):
     volume_id: str
 
 
+class LoadReport(Message, frozen=True):
+    """My load, told once a second to everybody; the answer is Done."""
+
+    load: MemberLoad
+
+
+class MoveExpected(Message, frozen=True):
+    """A session is about to be moved: if it logs in to this target at your portal, send it to this member, which has
+    accepted it. isid: 6 bytes. seconds: how long that is true.
+    """
+
+    target: str
+    initiator_name: str
+    isid: bytes
+    member: str
+    seconds: float
+
+
+class ArrivalRequest(Message, frozen=True):
+    """Has the initiator logged in that you have accepted? Answered when it has, or after `seconds`."""
+
+    target: str
+    initiator_name: str
+    seconds: float
+
+
+class Arrival(Message, frozen=True):
+    """session_id: "" = it has not come."""
+
+    session_id: str
+
+
+class SessionsEnded(Message, frozen=True):
+    """The answer to EndSessions where the same nexus was on its way: it was asked to go from here to there.
+
+    attentions: unit attentions (ASC, ASCQ) that it is still owed. epoch, blocks: of the unit when it left; where they
+    have changed since, the nexus has to be told so like any other.
+    """
+
+    attentions: tuple[tuple[int, int], ...]
+    epoch: int
+    blocks: int
+
+
+class MoveSession(Message, frozen=True):
+    """Move a session of yours to another member; answered when that is done."""
+
+    session_id: str
+    to: str
+    reason: str = ""
+
+
+class MoveReply(Message, frozen=True):
+    """session_id: the session at its new member; reason: why it was not moved, or "".
+
+    dropped: it did not obey within its time, so that its connection was closed. seconds: from the moment at which
+    nothing was executed any more to the new session.
+    """
+
+    session_id: str = ""
+    reason: str = ""
+    dropped: bool = False
+    seconds: float = 0.0
+
+
+class BalanceRequest(Message, frozen=True):
+    """To the member that decides: what have you decided? action: explain | plan | run."""
+
+    action: str
+
+
+class BalanceReply(Message, frozen=True):
+    """report: of the admin's type `BalanceReport`, as JSON."""
+
+    report: bytes
+
+
 AnyMessage = (
     Done
+    | LoadReport
+    | MoveExpected
+    | ArrivalRequest
+    | Arrival
+    | SessionsEnded
+    | MoveSession
+    | MoveReply
+    | BalanceRequest
+    | BalanceReply
     | SyncUnit
     | BindUnit
     | FenceIngress

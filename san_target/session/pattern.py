@@ -32,12 +32,16 @@ class Taken:
 
 
 class Pattern:
-    """next_s: no sample before that. Other commands than READ and WRITE are not looked at."""
+    """next_s: no sample before that; interval_s: from one to the next, longer where there are many sessions.
 
-    __slots__ = ("_commands", "_counted", "_depths", "_regions", "_samples", "_sequential", "next_s")
+    Other commands than READ and WRITE are not looked at.
+    """
+
+    __slots__ = ("_commands", "_counted", "_depths", "_regions", "_samples", "_sequential", "interval_s", "next_s")
 
     def __init__(self) -> None:
         self.next_s = float("-inf")
+        self.interval_s = SAMPLE_S
         self._counted = 0
         self._begin()
 
@@ -50,7 +54,7 @@ class Pattern:
         found = decode_read_write(last)
         if found is None:
             return
-        self.next_s = now_s + SAMPLE_S
+        self.next_s = now_s + self.interval_s
         weight, self._counted = counted - self._counted, counted
         lba = found[0]
         previous = decode_read_write(before)

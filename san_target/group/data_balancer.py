@@ -1,0 +1,207 @@
+"""Which range of which volume should go to which member. Pure: reports and maps in, decisions with reasons out.
+
+In this order of urgency: a member that is drained gives away all it has; a pool that runs full gives away what helps;
+ranges go to where they are read and written (locality), or away from a member or disk that has too much to do (heat),
+where the whole group gains more than the copying costs.
+"""
+
+from collections.abc import Mapping
+from heapq import nlargest, nsmallest
+from typing import Final
+
+from san_target.group.decisions import RULES, Decision, Holding, Kind, Rules, View
+from san_target.group.efficiency import Effect, RangeFlow
+
+CANDIDATES_MAX: Final = 64
+DESTINATIONS_MAX: Final = 3
+SLACK_BYTES: Final = 64 << 20
+"""What a pool must have left after it took a range."""
+
+
+def plan_migrations(view: View, rules: Rules = RULES) -> list[Decision]:
+    """Best first; several may be taken."""
+    total_s = view.model.total_s()
+    before = view.model.efficiency_of(total_s)
+    decisions = [_drained(view, one, before) for one in view.holdings if one.owner in view.leaving]
+    decisions += _for_space(view, rules, before)
+    hottest = nlargest(CANDIDATES_MAX, view.ranges, lambda one: one.iops)
+    decisions += [_for_load(view, rules, one, total_s, before) for one in hottest if one.owner not in view.leaving]
+    return sorted(decisions, key=lambda one: (one.taken, one.urgent, one.gain_s), reverse=True)
+
+
+def _free_bytes(view: View, name: str) -> int:
+    return view.loads[name].pool_free_bytes - SLACK_BYTES
+
+
+def _use(view: View, name: str, extra_bytes: int = 0) -> float:
+    """Share of a pool that is used."""
+    load = view.loads[name]
+    if not load.pool_capacity_bytes:
+        return 1.0
+    return 1.0 - (load.pool_free_bytes - extra_bytes) / load.pool_capacity_bytes
+
+
+def _flow(view: View, holding: Holding) -> RangeFlow:
+    """All that is touched of it, as one range."""
+    by_ingress: dict[str, float] = {}
+    byte_rate = 0.0
+    for one in view.ranges:
+        inside = one.volume_id == holding.volume_id and one.start_lba < holding.end_lba
+        if inside and holding.start_lba < one.end_lba:
+            byte_rate += one.iops * one.bytes_each
+            for name, iops in one.by_ingress.items():
+                by_ingress[name] = by_ingress.get(name, 0.0) + iops
+    iops = sum(by_ingress.values())
+    size = byte_rate / iops if iops else 0.0
+    return RangeFlow(
+        holding.volume_id, holding.start_lba, holding.end_lba, holding.owner, holding.size_bytes, by_ingress, size
+    )
+
+
+def _best(view: View, moved: RangeFlow, names: list[str]) -> tuple[str, Effect] | None:
+    """The destination of these by which the group gains most; with the owner out of the model there is nothing to
+    compare, and the emptiest pool gets it."""
+    if not names:
+        return None
+    if moved.owner not in view.model.stations:
+        return min(names, key=lambda name: (_use(view, name), name)), Effect(0.0, 0.0)
+    effects = ((name, view.model.effect_of_migration(moved, name)) for name in names)
+    return max(effects, key=lambda one: (one[1].gain_s, -_use(view, one[0])))
+
+
+def _drained(view: View, holding: Holding, before: float) -> Decision:
+    moved = _flow(view, holding)
+    names = [name for name in view.destinations if _free_bytes(view, name) >= holding.size_bytes]
+    found = _best(view, moved, names)
+    if found is None:
+        return _decision(
+            view, moved, False, "", f"no other pool has room for what member {holding.owner} holds", before
+        )
+    return _decision(view, moved, True, found[0], f"member {holding.owner} is drained", before, found[1], urgent=True)
+
+
+def _for_space(view: View, rules: Rules, before: float) -> list[Decision]:
+    """From each pool that runs full, the range that is touched least."""
+    decisions = []
+    for name in view.destinations:
+        if _use(view, name) < rules.pool_high:
+            continue
+        decision = _relief(view, rules, name, before)
+        if decision is not None:
+            decisions.append(decision)
+    return decisions
+
+
+def _relief(view: View, rules: Rules, full: str, before: float) -> Decision | None:
+    held = [one for one in view.holdings if one.owner == full and not _resting(view, rules, one.volume_id)]
+    for holding in nsmallest(DESTINATIONS_MAX, held, lambda one: (_flow(view, one).iops, -one.size_bytes)):
+        names = [
+            name
+            for name in view.destinations
+            if name != full
+            and _use(view, name, holding.size_bytes) < rules.pool_low
+            and _free_bytes(view, name) >= holding.size_bytes
+        ]
+        moved = _flow(view, holding)
+        found = _best(view, moved, names)
+        if found is not None:
+            theirs = f"that of {found[0]} {_use(view, found[0]):.0%}"
+            reason = f"the pool of member {full} is {_use(view, full):.0%} full, {theirs}"
+            return _decision(view, moved, True, found[0], reason, before, found[1], urgent=True)
+    return None
+
+
+def _for_load(view: View, rules: Rules, moved: RangeFlow, total_s: float, before: float) -> Decision:
+    if moved.owner not in view.model.stations:
+        return _decision(view, moved, False, "", f"member {moved.owner} has not told its load lately", before)
+    names = [name for name in _targets(view, moved) if _free_bytes(view, name) >= moved.size_bytes]
+    found = _best(view, moved, names)
+    if found is None:
+        return _decision(view, moved, False, "", "no other pool has room for it", before)
+    to, effect = found
+    after = view.model.efficiency_of(total_s - effect.gain_s)
+    reason = _resting(view, rules, moved.volume_id) or _not_worth_it(effect, cost_of(moved, rules), rules)
+    if reason:
+        return _decision(view, moved, False, to, reason, before, effect, after)
+    return _decision(view, moved, True, to, _why(view, moved, to), before, effect, after)
+
+
+def _targets(view: View, moved: RangeFlow) -> list[str]:
+    """Where it is asked for, and the members and disks that wait least."""
+    idle = nsmallest(
+        DESTINATIONS_MAX,
+        view.destinations,
+        lambda name: (view.model.stations[name].busy + view.model.stations[name].disk_waits, name),
+    )
+    readers = nlargest(DESTINATIONS_MAX, moved.by_ingress, lambda name: (moved.by_ingress[name], name))
+    allowed = set(view.destinations) - {moved.owner}
+    return [name for name in dict.fromkeys((*readers, *idle)) if name in allowed]
+
+
+def cost_of(moved: RangeFlow, rules: Rules = RULES) -> float:
+    """Response time that copying it costs the others."""
+    return rules.move_s + moved.size_bytes * rules.copy_byte_s
+
+
+def _resting(view: View, rules: Rules, volume_id: str) -> str:
+    """Why this volume is left alone for the time being, or ""."""
+    if volume_id in view.busy:
+        return "something of this volume is being moved"
+    lately: Mapping[str, Mapping[str, float]] = {
+        "a session of it was moved": view.moved,
+        "it was migrated": view.migrated,
+    }
+    for what, times in lately.items():
+        rest_s = rules.rest_s - (view.now_s - times.get(volume_id, float("-inf")))
+        if rest_s > 0:
+            return f"{what} lately; {rest_s:.0f} s to go"
+    return ""
+
+
+def _not_worth_it(effect: Effect, cost_s: float, rules: Rules) -> str:
+    if effect.gain_s <= 0:
+        return "the group would gain nothing"
+    if effect.gain_s < rules.gain_min * effect.concerned_s:
+        share = effect.gain_s / effect.concerned_s
+        return f"a gain of {share:.1%} of the response times concerned is within what changes by itself"
+    if effect.gain_s * rules.data_horizon_s < cost_s:
+        gained_s = effect.gain_s * rules.data_horizon_s
+        return f"{gained_s:.2f} s gained in {rules.data_horizon_s:.0f} s, at a cost of {cost_s:.2f} s"
+    return ""
+
+
+def _why(view: View, moved: RangeFlow, to: str) -> str:
+    iops = moved.iops
+    here, there = moved.by_ingress.get(moved.owner, 0.0), moved.by_ingress.get(to, 0.0)
+    if there > here:
+        return f"locality: {there / iops:.0%} of its I/O comes through {to}, {here / iops:.0%} through {moved.owner}"
+    busy, idle = view.model.stations[moved.owner].busy, view.model.stations[to].busy
+    return f"heat: {moved.owner} is busy for {busy:.0%} of the time, {to} for {idle:.0%}"
+
+
+def _decision(
+    view: View,
+    moved: RangeFlow,
+    taken: bool,
+    to: str,
+    reason: str,
+    before: float,
+    effect: Effect | None = None,
+    after: float | None = None,
+    urgent: bool = False,
+) -> Decision:
+    return Decision(
+        Kind.MIGRATE,
+        taken,
+        moved.volume_id,
+        moved.owner,
+        to,
+        reason,
+        before,
+        before if after is None else after,
+        0.0 if effect is None else effect.gain_s,
+        cost_of(moved),
+        urgent,
+        start_lba=moved.start_lba,
+        end_lba=moved.end_lba,
+    )

@@ -1,0 +1,137 @@
+"""What balancers are told, what they decide, and the rules that keep a group from being moved about. Pure.
+
+A decision is taken when it makes the whole group better by more than it costs - or when the operator's will (a drain),
+a full pool, or two paths of one initiator at one member ask for it. Each has its reason, taken or not.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from san_target.group.efficiency import Model, RangeFlow
+from san_target.peer.load_report import MemberLoad
+
+
+class Kind(StrEnum):
+    """MOVE: of a session. MIGRATE: of a range of a volume."""
+
+    MOVE = "move"
+    MIGRATE = "migrate"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Times in seconds, shares 0 to 1.
+
+    horizon_s, data_horizon_s: a gain per second counts for so long against what a move or migration costs
+    gain_min: of the response time of all that it concerns, so much must be gained at least
+    stay_s: how long a session stays at a member at least; rest_s: after a volume's session was moved, how long its data
+        is not, and the other way round; sulk_s: how long an initiator that did not obey is left alone
+    pause_s: what a move holds up a session, at most; move_s: response time that any move costs
+    copy_byte_s: response time that copying a byte costs; pool_high, pool_low: use of a pool above which ranges leave
+        it, and that of the one they go to
+    fresh_reports: of each member, after an action, before the next
+    """
+
+    horizon_s: float = 60.0
+    data_horizon_s: float = 600.0
+    gain_min: float = 0.05
+    stay_s: float = 20.0
+    rest_s: float = 30.0
+    sulk_s: float = 600.0
+    pause_s: float = 0.1
+    move_s: float = 0.02
+    copy_byte_s: float = 2e-9
+    pool_high: float = 0.85
+    pool_low: float = 0.7
+    fresh_reports: int = 3
+
+
+RULES = Rules()
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A range of a volume that a member owns, as the map says."""
+
+    volume_id: str
+    start_lba: int
+    end_lba: int
+    owner: str
+    size_bytes: int
+
+
+@dataclass(slots=True)
+class View:
+    """What a balancer decides by.
+
+    loads: fresh reports. serving: members that may be given something; leaving: those that are to be left (drained).
+    moved, migrated: when a session or the data of a volume was moved last; sulking: until when an initiator (volume id,
+    name) is left alone. busy: volumes that are moved just now. ranges: what is touched; holdings: what lies where.
+    """
+
+    now_s: float
+    loads: Mapping[str, MemberLoad]
+    model: Model
+    serving: frozenset[str]
+    leaving: frozenset[str] = frozenset()
+    moved: Mapping[str, float] = field(default_factory=dict)
+    migrated: Mapping[str, float] = field(default_factory=dict)
+    sulking: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    busy: frozenset[str] = frozenset()
+    ranges: Sequence[RangeFlow] = ()
+    holdings: Sequence[Holding] = ()
+
+    @property
+    def destinations(self) -> list[str]:
+        """By name: members that may be given something, and of whose load we know."""
+        return sorted(name for name in self.serving - self.leaving if name in self.loads)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Taken, or not: `reason` says why. before, after: overall efficiency. gain_s: response time less, per second;
+    cost_s: response time that it costs, once. urgent: not for the sake of efficiency.
+
+    session: id, for a move; start_lba, end_lba: the range, for a migration.
+    """
+
+    kind: Kind
+    taken: bool
+    volume_id: str
+    source: str
+    destination: str
+    reason: str
+    before: float = 1.0
+    after: float = 1.0
+    gain_s: float = 0.0
+    cost_s: float = 0.0
+    urgent: bool = False
+    session: str = ""
+    initiator: str = ""
+    start_lba: int = 0
+    end_lba: int = 0
+
+
+def worth(decision: Decision, rules: Rules) -> tuple[bool, float]:
+    """The order in which decisions are taken, best first by the largest: what is urgent, then by net gain."""
+    horizon_s = rules.horizon_s if decision.kind is Kind.MOVE else rules.data_horizon_s
+    return decision.urgent, decision.gain_s - decision.cost_s / horizon_s
+
+
+def chosen(decisions: Sequence[Decision], rules: Rules, members: int) -> list[Decision]:
+    """What is carried out at a time: the best, and in a large group the next ones that concern other members.
+
+    Effects on other members are independent of each other, so that what is good by itself is good together.
+    """
+    limit = max(1, members // 8)
+    busy: set[str] = set()
+    taken: list[Decision] = []
+    for one in sorted((one for one in decisions if one.taken), key=lambda one: worth(one, rules), reverse=True):
+        if len(taken) == limit:
+            break
+        concerned = {one.source, one.destination, one.volume_id}
+        if not busy & concerned:
+            busy |= concerned
+            taken.append(one)
+    return taken
