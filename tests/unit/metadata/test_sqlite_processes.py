@@ -133,7 +133,8 @@ def test_processes_killed_at_any_moment_lose_nothing_they_acknowledged(path: Pat
         for _ in range(3 + round_number):
             acknowledged.append(int(victim.stdout.readline()))
         victim.kill()
-        acknowledged += map(int, victim.communicate()[0].split())
+        acknowledged += map(int, victim.stdout.read().split())  # what was buffered here too
+        victim.communicate()
     for process in counting:
         acknowledged += map(int, process.communicate(timeout=SECONDS_MAX)[0].split())
         assert process.returncode == 0
