@@ -11,6 +11,8 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+from typing_extensions import Buffer
+
 from initiator_sim.conformance.bench import Setting
 from initiator_sim.packets import ISCSI, digests
 from san_target.scsi.identity import Identity
@@ -19,6 +21,7 @@ from san_target.scsi.services import Services
 from san_target.session.connection import Connection, Stage
 from san_target.session.parameters import TargetLimits
 from san_target.session.target import Access, Credentials
+from san_target.session.tasks import Task
 from san_target.wire.framer import Pdu
 from tests.support.memory_device import MemoryDevice
 from tests.support.session_driver import IQN, DrivenHost, OneTarget
@@ -65,6 +68,9 @@ class LyingConnection(Connection):
     def refresh_hot(self) -> None:
         super().refresh_hot()
         self.hot = False  # what the hot path sends does not pass by
+
+    def _respond_plainly(self, task: Task, data: Buffer) -> bool:
+        return False  # nor does this
 
 
 class Host(DrivenHost):
@@ -187,8 +193,9 @@ class LyingTarget:
 
 
 def _services() -> Services:
-    async def save(record: object) -> None:
+    async def save(record: object, epoch: int) -> int:
         del record
+        return epoch + 1
 
     return Services(
         spawn=lambda coroutine: asyncio.get_running_loop().create_task(coroutine),
