@@ -3,6 +3,7 @@
 # make check    the quick loop: lint, format, types, fast tests
 # make bench    speed against tgt
 # make bench-clients    the simulated initiator beside the C load client
+# make bench-map    a partition map of a million ranges
 #
 # ARGS is handed on:  make demo ARGS="--volume media=20G"   make test ARGS="tests/unit -x"
 
@@ -14,7 +15,7 @@ ARGS ?=
 PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11; do \
 	"$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$candidate" && break; done)
 
-.PHONY: setup demo test check bench bench-clients clean tools
+.PHONY: setup demo test check bench bench-clients bench-map clean tools
 
 setup: $(VENV)/.stamp tools
 
@@ -46,6 +47,9 @@ bench: setup
 
 bench-clients: setup
 	$(BIN)/python -m tests.bench.clients --many $(ARGS)
+
+bench-map: $(VENV)/.stamp
+	$(BIN)/python -m tests.bench.large_map $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/bench/build

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -31,12 +32,22 @@ def run(config: "MemberConfig") -> None:
 
 def announce(ready_line: str) -> None:
     """Say `ready` to whoever waits for it, at once even into a pipe. Serving goes on where nobody can be told."""
+    settle_memory()
     try:
         click.echo(ready_line)
         sys.stdout.flush()
     except OSError:
         # A file on a full disk, a reader who went away. The interpreter must not try again at its end.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def settle_memory() -> None:
+    """What is there when a member begins to serve, maps above all, stays for long: garbage collections leave it out.
+
+    A full one would look at each of a million ranges, and nobody is served meanwhile.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def log_to_stderr() -> None:
