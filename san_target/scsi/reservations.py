@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # Commands that RESERVE(6) of another nexus lets pass: by their row, or judged by their own handler.
 _NEVER_JUDGED = frozenset({Access.ALWAYS, Access.RESERVE_6})
 RELEASE_RETRY_S: Final = 1.0
+RELEASE_PATIENCE_S: Final = 5.0
 BINDING_S: Final = 60.0
 
 
@@ -38,12 +39,13 @@ class Reservations:
                   by the old state can still touch the medium. None = the session has no such commands
     """
 
-    __slots__ = ("_binding_until_s", "_guest_writes", "_state", "_unit", "drain", "reserved_by")
+    __slots__ = ("_binding_until_s", "_giving_up", "_guest_writes", "_state", "_unit", "drain", "reserved_by")
 
     def __init__(self, unit: "LogicalUnit") -> None:
         self._unit = unit
         self._state = State()
         self._guest_writes: list[Port] = []
+        self._giving_up: set[Port] = set()
         self.reserved_by: Port | None = None
         self._binding_until_s = float("-inf")
         self.drain: Callable[[list[Nexus]], Awaitable[None]] | None = None
@@ -152,13 +154,44 @@ class Reservations:
 
     def forget(self, nexus: "Nexus") -> None:
         """The nexus is gone: RESERVE(6) ends with it, registrations stay (SPC-4 5.13.5)."""
-        if self.reserved_by == port_of(nexus):
-            self._unit.services.spawn(self.give_up(port_of(nexus)))
+        port = port_of(nexus)
+        if self.reserved_by == port and port not in self._giving_up:
+            self._giving_up.add(port)
+            self._unit.services.spawn(self.give_up(port))
+
+    def give_back(self, nexus: "Nexus", then: Callable[[], None]) -> None:
+        """The nexus is about to go, and `then` says so: at once, or as soon as it is true."""
+        self.forget(nexus)
+        if port_of(nexus) not in self._giving_up:
+            then()
+            return
+
+        async def wait() -> None:
+            await self.given_up(nexus)
+            then()
+
+        self._unit.services.spawn(wait())
+
+    async def given_up(self, nexus: "Nexus") -> bool:
+        """Return when no member enforces a RESERVE(6) any more that ended with its nexus; False: that takes long.
+
+        Whoever says that a nexus has ended says it after that: else the next host would still meet a conflict, or the
+        same host, back at another member, would lose what it reserves there.
+        """
+        deadline_s = self._unit.services.now() + RELEASE_PATIENCE_S
+        while port_of(nexus) in self._giving_up:
+            if self._unit.services.now() > deadline_s:
+                return False
+            await self._unit.services.sleep(POLL_S)
+        return True
 
     async def give_up(self, port: Port) -> None:
         """End a RESERVE(6) whose nexus is gone, however long the store is away."""
-        while (await self._unit.shared.change(lambda record: self._released(record, port))).status == BUSY:
-            await self._unit.services.sleep(RELEASE_RETRY_S)
+        try:
+            while (await self._unit.shared.change(lambda record: self._released(record, port))).status == BUSY:
+                await self._unit.services.sleep(RELEASE_RETRY_S)
+        finally:
+            self._giving_up.discard(port)
 
     # --- PERSISTENT RESERVE OUT ---------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import structlog
 
 from san_target.peer.link import PeerRefused, PeerUnreachable
 from san_target.peer.messages import ControlRefused, Done, EndSessions, Message
+from san_target.scsi.nexus import Nexus
 
 if TYPE_CHECKING:
     from san_target.peer.identity import PeerIdentity
@@ -111,6 +112,9 @@ class Succession:
             if not old.connection.ending:
                 self._reinstated(old, message.address)
             await old.connection.terminate(f"session reinstated at member {peer.name}")
+        ended = Nexus(*key, target.iqn, target.portal_group_tag)
+        if not await target.unit.reservations.given_up(ended):
+            raise ControlRefused("what the initiator had reserved here is not given back yet")
         for session in list(target.sessions.values()):
             if session.initiator_name == message.initiator_name and session.connection.ending:
                 await session.connection.terminate("its initiator logs in at another member")

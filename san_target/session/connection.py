@@ -378,7 +378,12 @@ class Connection(Keepalive):
             self.logging_out = True
             self.hot = False
             tasks = list(self.tasks.values())
-            TaskBarrier(tasks, respond)
+            session = self.session
+            if session is not None and session.target is not None and session.nexus is not None:
+                reservations, nexus = session.target.unit.reservations, session.nexus
+                TaskBarrier(tasks, lambda: reservations.give_back(nexus, respond))
+            else:
+                TaskBarrier(tasks, respond)
             self.abort(tasks)
         else:
             respond()

@@ -165,7 +165,12 @@ def _i_t_nexus_reset(connection: "Connection", request: Request) -> Answer:
     assert session.target is not None
     assert session.nexus is not None
     unit, nexus = session.target.unit, session.nexus
-    return Answer(FUNCTION_COMPLETE, _own_tasks(connection), lambda: unit.nexus_lost(nexus))
+    return Answer(
+        FUNCTION_COMPLETE,
+        _own_tasks(connection),
+        lambda: unit.nexus_lost(nexus),
+        lambda: unit.reservations.given_up(nexus),
+    )
 
 
 def _query_task(connection: "Connection", request: Request) -> Answer:

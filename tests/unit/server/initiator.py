@@ -87,6 +87,14 @@ class Initiator:
                 return
         raise AssertionError("not ready")
 
+    async def logout(self) -> None:
+        """End the session; returns with the target's answer."""
+        self._number += 1
+        fields = {"initiator_task_tag": self._number, "cmd_sn": self._number}
+        self._send(opcodes.LOGOUT_REQUEST, b"", immediate=True, **fields)
+        header, _ = await self.receive()
+        assert (header.opcode, header.response) == (opcodes.LOGOUT_RESPONSE, 0)
+
     async def receive(self) -> tuple[Any, bytes]:
         header = pdus.parse(await self._reader.readexactly(48))
         padded = await self._reader.readexactly(header.data_segment_length + 3 & ~3)

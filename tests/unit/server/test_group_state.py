@@ -104,6 +104,36 @@ def test_a_reserve_6_is_seen_by_all_and_ends_with_its_session(tmp_path: Path) ->
     run(body)
 
 
+def test_a_reserve_6_is_over_everywhere_when_the_logout_is_answered(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with group(tmp_path, "m1", "m2") as made:
+            two = await made.log_in("m2", HOST_B)
+            for number in range(5):
+                one = await made.log_in("m1", HOST_A, bytes([0, 2, 0x3D, 0, 0, number]))
+                assert (await one.command(RESERVE_6))[0] == 0
+                assert await write(two, 0, 1) == CONFLICT
+                await one.logout()
+                assert await write(two, 0, 1) == 0
+
+    run(body)
+
+
+def test_a_reserve_6_of_a_port_that_comes_back_elsewhere_is_its_own(tmp_path: Path) -> None:
+    """The release of what its old session held must not take what the new one has reserved."""
+
+    async def body() -> None:
+        async with group(tmp_path, "m1", "m2") as made:
+            other = await made.log_in("m2", HOST_B)
+            for at in ("m1", "m2", "m1", "m2"):
+                host = await made.log_in(at)
+                assert (await host.command(RESERVE_6))[0] == 0
+            await asyncio.sleep(0.2)
+            assert await write(other, 0, 1) == CONFLICT
+            assert await write(host, 0, 1) == 0
+
+    run(body)
+
+
 def test_a_reserve_6_ends_with_the_life_of_its_member(tmp_path: Path) -> None:
     async def body() -> None:
         async with group(tmp_path, "m1", "m2") as made:
