@@ -2,8 +2,8 @@
 
 A member that holds nothing goes in peace: one that has ended, or a drained one, which ends by itself when it sees that
 it is being removed. With force, one that never comes back is given up: its ranges are lost, which volumes tell as
-MEDIUM ERROR instead of waiting for it. Nothing of that happens while its lease lasts, and once its record says that it
-is being removed it gets no lease any more.
+MEDIUM ERROR instead of waiting for it. Nothing of that happens while its lease lasts, nor for a lease's time after that;
+and once its record says that it is being removed it gets no lease any more.
 
 The record goes from "removing" to "removed" when nothing refers to the member any more; a removal that was interrupted
 is done by asking for it again. The record stays, so that the member is recognised should it start after all.
@@ -69,6 +69,7 @@ class Removal:
         self._volumes = volumes
         self._own_name = own_name
         self._sleep = sleep
+        self._ttl_s = ttl_s
         self._looks = int(ttl_s * 1.5 / LOOK_S) + 1
 
     async def remove(self, name: str, force: bool = False) -> Report:
@@ -92,6 +93,10 @@ class Removal:
         await self._until_it_has_ended(
             name, f"member {name!r} is being removed, but still runs; stop it, and try again"
         )
+        if shares:
+            # A lease's key that is gone does not prove that its time is over: etcd can end a lease early.
+            await self._sleep(self._ttl_s)
+            await self._until_it_has_ended(name, f"member {name!r} has started meanwhile; stop it, and try again")
         lost = await self._give_up(name)
         record, revision = await self._find(name)
         await self._put(

@@ -140,6 +140,23 @@ class TestWithForce:
 
         run(test)
 
+    def test_a_lease_that_is_gone_counts_for_its_time(self) -> None:
+        """etcd can end one early; its member still takes it for valid, and answers reads."""
+
+        async def test(group: Group, volumes: Volumes) -> None:
+            await create_ready(volumes, "demo", MIB, members=["two"])
+            await group.ended("two")
+
+            async def nothing_is_lost_yet() -> None:
+                assert group.slept_s < 10 or await ranges_of(volumes, "demo") == [(0, 2048, "two")]
+
+            group.at_sleep = nothing_is_lost_yet
+            await group.removal(volumes).remove("two", force=True)
+            assert group.slept_s >= 10
+            assert await ranges_of(volumes, "demo") == [(0, 2048, "")]
+
+        run(test)
+
     def test_one_that_runs_is_never_given_up(self) -> None:
         async def test(group: Group, volumes: Volumes) -> None:
             await create_ready(volumes, "demo", MIB, members=["two"])

@@ -296,10 +296,14 @@ def test_a_member_that_died_while_a_volume_was_made_finishes_it(tmp_path: Path) 
     run(body)
 
 
+class ShortLeases(MemoryEnvironment):
+    lease_ttl_s = 3.0
+
+
 class TestRemoval:
     def test_a_member_that_never_comes_back(self, tmp_path: Path) -> None:
         async def body() -> None:
-            async with three(tmp_path) as group:
+            async with three(tmp_path, ShortLeases()) as group:
                 volume = await group.services["one"].create_volume(spec(size_bytes=3 * MIB, members=NAMES))
                 start = next(start for start, _, owner in await group.owners("demo") if owner == "two")
                 await group.stop("two")
