@@ -13,6 +13,8 @@ from san_target.admin.service import (
     Member,
     MemberRemoval,
     MemberService,
+    Migration,
+    MigrationRequest,
     Portal,
     PortalChanges,
     Resize,
@@ -125,6 +127,30 @@ async def delete_volume(call: Call) -> None:
 
 async def volume_map(call: Call) -> tuple[MapEntry, ...]:
     return await call.service.volume_map(call.path["name"], call.number("from"))
+
+
+async def list_migrations(call: Call) -> tuple[Migration, ...]:
+    return await call.service.migrations()
+
+
+async def start_migrations(call: Call) -> tuple[Migration, ...]:
+    return await call.service.start_migrations(call.body)
+
+
+async def show_migration(call: Call) -> Migration:
+    return await call.service.migration(call.path["id"])
+
+
+async def pause_migration(call: Call) -> Migration:
+    return await call.service.pause_migration(call.path["id"])
+
+
+async def resume_migration(call: Call) -> Migration:
+    return await call.service.resume_migration(call.path["id"])
+
+
+async def cancel_migration(call: Call) -> Migration:
+    return await call.service.cancel_migration(call.path["id"])
 
 
 async def list_portals(call: Call) -> tuple[Portal, ...]:
@@ -248,6 +274,53 @@ OPERATIONS: tuple[Operation, ...] = (
         volume_map,
         tuple[MapEntry, ...],
         query=FROM,
+        failures=(404, 409),
+    ),
+    Operation(
+        "GET",
+        "/migrations",
+        "list_migrations",
+        "Migrations under way, and the last ones that ended",
+        list_migrations,
+        tuple[Migration, ...],
+    ),
+    Operation(
+        "POST",
+        "/migrations",
+        "start_migrations",
+        "Move a volume, or a range of it, to a member: one migration for each member that owns some of it",
+        start_migrations,
+        tuple[Migration, ...],
+        MigrationRequest,
+        201,
+        failures=(404, 409),
+    ),
+    Operation("GET", "/migrations/{id}", "show_migration", "One migration", show_migration, Migration, failures=(404,)),
+    Operation(
+        "POST",
+        "/migrations/{id}/pause",
+        "pause_migration",
+        "Stop after, or in the midst of, the present piece; what was moved stays",
+        pause_migration,
+        Migration,
+        failures=(404, 409),
+    ),
+    Operation(
+        "POST",
+        "/migrations/{id}/resume",
+        "resume_migration",
+        "Go on with a paused migration",
+        resume_migration,
+        Migration,
+        failures=(404, 409),
+    ),
+    Operation(
+        "POST",
+        "/migrations/{id}/cancel",
+        "cancel_migration",
+        "End a migration; what was moved stays where it is",
+        cancel_migration,
+        Migration,
         failures=(404, 409),
     ),
     Operation("GET", "/portals", "list_portals", "All portals", list_portals, tuple[Portal, ...]),

@@ -87,6 +87,19 @@ class PortalChanges(Request, kw_only=True, frozen=True):
     policy: PortalPolicy
 
 
+class MigrationRequest(Request, kw_only=True, frozen=True):
+    """Move what others than the member `to` own of a volume, or of its blocks [start_lba, end_lba), to that member.
+
+    The range begins and ends at multiples of 1 MiB, or at the end of the volume. limit_bytes_per_second: 0 = none.
+    """
+
+    volume: str
+    to: str
+    start_lba: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
+    end_lba: Annotated[int, Meta(gt=0)] | UnsetType = UNSET
+    limit_bytes_per_second: Annotated[int, Meta(ge=0, le=1 << 50)] = 0
+
+
 class TraceRequest(Request, kw_only=True, frozen=True):
     """Turn the PDU trace of a session on for `seconds`; it ends by itself."""
 
@@ -165,6 +178,42 @@ class MapEntry(Struct, kw_only=True, frozen=True):
     copies: tuple[str, ...] = ()
     joining: str | None = None
     generation: int
+
+
+class BlockRange(Struct, kw_only=True, frozen=True):
+    """Logical blocks; end_lba is exclusive."""
+
+    start_lba: int
+    end_lba: int
+
+
+class Migration(Struct, kw_only=True, frozen=True):
+    """What `source` owns of a range of a volume goes to `destination`, piece by piece.
+
+    state: waiting (for another one) | running | retrying (a piece failed several times; see reason) | paused | done |
+    cancelled. wanted: what the operator wants: run | pause | cancel. restarts: pieces that had to be copied anew.
+    mirrored_writes: changes by initiators that were applied at both members meanwhile. eta_s: seconds left at the
+    present speed, null = not known. generation: of the placements that it makes.
+    """
+
+    id: str
+    volume: str
+    range: BlockRange
+    source: str
+    destination: str
+    state: str
+    wanted: str
+    reason: str = ""
+    pieces_done: int
+    pieces_total: int
+    restarts: int
+    mirrored_writes: int
+    bytes_copied: int
+    limit_bytes_per_second: int
+    bytes_per_second: float
+    eta_s: float | None = None
+    created: str
+    finished: str = ""
 
 
 class Pool(Struct, kw_only=True, frozen=True):
@@ -346,6 +395,25 @@ class MemberService(Protocol):
 
         Conflict: the store's ranges are no map.
         """
+        ...
+
+    async def migrations(self) -> tuple[Migration, ...]:
+        """Those under way, and the last ones that ended; the oldest first."""
+        ...
+
+    async def migration(self, migration_id: str) -> Migration: ...
+
+    async def start_migrations(self, request: MigrationRequest) -> tuple[Migration, ...]:
+        """One for each member that owns some of it. NotFound: volume or member; Invalid: the range; Conflict: the
+        member owns all of it, does not run or is draining, or a part is being moved already."""
+        ...
+
+    async def pause_migration(self, migration_id: str) -> Migration: ...
+
+    async def resume_migration(self, migration_id: str) -> Migration: ...
+
+    async def cancel_migration(self, migration_id: str) -> Migration:
+        """What was moved stays where it is. Conflict: it has ended."""
         ...
 
     async def portals(self) -> tuple[Portal, ...]:

@@ -11,6 +11,7 @@ import san_target
 from san_target.cli.client import global_options
 from san_target.cli.demo import demo
 from san_target.cli.group import group, member
+from san_target.cli.migrate import migrate
 from san_target.cli.portal import portal
 from san_target.cli.serve import serve
 from san_target.cli.session import session
@@ -63,5 +64,5 @@ def main(api: str | None, token_file: str | None) -> None:
     """A group of equal iSCSI members: one portal, plain disks, spread volumes."""
 
 
-for command in (serve, demo, group, member, volume, portal, session):
+for command in (serve, demo, group, member, volume, portal, session, migrate):
     main.add_command(command)

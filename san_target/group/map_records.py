@@ -4,13 +4,14 @@ A change of a map compares the keys that it touches and the volume's own key, so
 change of the same ranges, nor of a volume that is being resized or deleted meanwhile.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Final, NamedTuple
 
 from san_target.group.errors import Conflict
 from san_target.metadata.schema import PlacementRecord, decode, encode, map_key, map_prefix, volume_key
 from san_target.metadata.store import Compare, Delete, Item, Put, Store
-from san_target.volume.partition_map import MapChange, MapSnapshot, PartitionMap, record_of
+from san_target.volume.partition_map import MapChange, MapSnapshot, PartitionMap, Placement, record_of
 from san_target.volume.stored_map import StoredMap
 
 KEYS_AT_ONCE: Final = 100
@@ -92,3 +93,35 @@ async def map_transaction(
     operations: list[Put | Delete] = [Delete(map_key(volume_id, start)) for start in change.removed]
     operations += [Put(map_key(volume_id, start), encode(after.record_at(start))) for start in change.written]
     return MapTransaction(compares, operations)
+
+
+async def placement_transaction(
+    store: Store, volume_id: str, before: MapSnapshot, start: int, end: int, placement: Placement
+) -> MapTransaction:
+    """What places [start, end) anew. Costs what it touches. Conflict: the store has other ranges than `before`."""
+    low = before.range_at(max(start - 1, 0)).start
+    high = before.range_at(min(end, before.blocks - 1)).end
+    old = _records(before, low, high)
+    new = _records(before.replaced(start, end, placement), low, high)
+    changed = sorted(lba for lba in old.keys() | new.keys() if old.get(lba) != new.get(lba))
+    compares: list[Compare] = []
+    operations: list[Put | Delete] = []
+    for lba, item in zip(
+        changed, await asyncio.gather(*(store.get(map_key(volume_id, lba)) for lba in changed)), strict=True
+    ):
+        key = map_key(volume_id, lba)
+        if (None if item is None else decode(PlacementRecord, item.value, key)) != old.get(lba):
+            raise Conflict(f"the range at LBA {lba} was changed at the same time")
+        compares.append(Compare(key, 0 if item is None else item.mod_revision))
+        operations.append(Put(key, encode(new[lba])) if lba in new else Delete(key))
+    return MapTransaction(compares, operations)
+
+
+def _records(snapshot: MapSnapshot, low: int, high: int) -> dict[int, PlacementRecord]:
+    """The ranges that begin in [low, high), as they are stored."""
+    found = {}
+    for start, end, placement in snapshot.ranges(low):
+        if start >= high:
+            break
+        found[start] = record_of(end, placement)
+    return found

@@ -57,6 +57,18 @@ class MemberRecord(Record, kw_only=True, frozen=True):
     protocol_max: int = 1
 
 
+class BalancerRecord(Record, kw_only=True, frozen=True):
+    """`balancer`, bound to the lease of the member that decides what is moved in the whole group."""
+
+    member: str
+
+
+class BalanceRecord(Record, kw_only=True, frozen=True):
+    """`balance`: the operator's will. paused: nothing is moved by itself."""
+
+    paused: bool = False
+
+
 class LeaseRecord(Record, kw_only=True, frozen=True):
     """`leases/<name>`, bound to a store lease: this incarnation of the member is alive. pool_id: of its pool."""
 
@@ -177,6 +189,41 @@ class ReservationsRecord(Record, kw_only=True, frozen=True):
     last: UnitEventRecord | None = None
 
 
+class MigrationRecord(Record, kw_only=True, frozen=True):
+    """`migrations/<id>`: what `source` owns of the blocks [start_lba, end_lba) of a volume goes to `destination`.
+
+    The revision that created the key is the generation of what is moved. Each attempt to commit a piece compares the
+    key, and writes it: so whoever writes it makes sure that no earlier attempt comes true any more.
+
+    wanted: the operator's will: run | pause | cancel. state: waiting | running | retrying | paused | done | cancelled,
+    and why. source_incarnation: the life of the source that works on it. nonce: of the last piece committed. Pieces are
+    counted in units of the piece size; bytes_copied: of those that were committed. limit_bytes_per_second: 0 = none.
+    speed_bytes_per_second: of the blocks moved lately, holes too. created_s, finished_s: seconds since 1970.
+    """
+
+    id: str
+    volume_id: str
+    volume: str
+    start_lba: int
+    end_lba: int
+    source: str
+    destination: str
+    wanted: str = "run"
+    state: str = "waiting"
+    reason: str = ""
+    source_incarnation: int = 0
+    nonce: str = ""
+    limit_bytes_per_second: int = 0
+    speed_bytes_per_second: float = 0.0
+    pieces_done: int = 0
+    pieces_total: int = 0
+    restarts: int = 0
+    mirrored_writes: int = 0
+    bytes_copied: int = 0
+    created_s: float = 0.0
+    finished_s: float = 0.0
+
+
 R = TypeVar("R", bound=Record)
 
 
@@ -202,6 +249,8 @@ def decode(kind: type[R], value: bytes, key: str) -> R:
 
 GROUP_KEY = "group"
 GROUP_SECRET_KEY = "group-secret"
+BALANCER_KEY = "balancer"
+BALANCE_KEY = "balance"
 
 
 def lease_key(name: str) -> str:
@@ -231,3 +280,7 @@ def map_key(volume_id: str, start_lba: int) -> str:
 
 def reservations_key(volume_id: str) -> str:
     return f"reservations/{volume_id}"
+
+
+def migration_key(migration_id: str) -> str:
+    return f"migrations/{migration_id}"

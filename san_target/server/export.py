@@ -4,7 +4,8 @@ A volume that cannot be served still has its target: logins are told to try agai
 and `reason` says to the operator what is wrong. Nothing here touches another volume.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from san_target.storage.records import HeldRange, PoolError, cut
 from san_target.volume.device import Unavailable, VolumeError
 from san_target.volume.forward import Forwarder
 from san_target.volume.local import LocalBlocks
-from san_target.volume.partition_map import MapSnapshot, PartitionMapError
+from san_target.volume.partition_map import MapSnapshot, PartitionMapError, Placement
 from san_target.volume.volume import Volume
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Export:
         self._held: PoolVolume | None = None  # None: nothing of it is in this pool
         self._file: LateFile | None = None  # in its place, then
         self._brought: tuple[object, ...] | None = None
+        self._changing_pool = asyncio.Lock()
         unit = LogicalUnit(
             AbsentDevice(record.block_size, shown_blocks(record), self.reason),
             self.identity,
@@ -186,10 +188,44 @@ class Export:
         """The pool, where it is not as asked for yet. Later changes of the map alone are the business of migrations."""
         if self.has_carried_out(record):
             return
-        self._held = await bring(self._around.pool, record, stored_map.whole(), self._around.member_name)
-        self._brought = self._asked(record)
-        if self._held is not None and self._file is not None:
-            self._file.file = self._held.file
+        async with self._changing_pool:
+            self._held = await bring(self._around.pool, record, stored_map.whole(), self._around.member_name)
+            self._brought = self._asked(record)
+            if self._held is not None and self._file is not None:
+                self._file.file = self._held.file
+
+    # Migrations -------------------------------------------------------------------------------------------------------
+
+    @property
+    def volume(self) -> Volume | None:
+        """None while it is not open."""
+        return self._volume
+
+    @property
+    def map_now(self) -> MapSnapshot:
+        """What is served by; it may know of a migration of this member that the store has not told of yet."""
+        if self._volume is None:
+            raise AssertionError("a volume that is not open has no map")
+        return self._volume.snapshot
+
+    async def change_held(self, change: Callable[[tuple[HeldRange, ...]], Sequence[HeldRange]]) -> None:
+        """What the pool records to hold of it, durably. PoolError."""
+        record, pool = self.record, self._around.pool
+        async with self._changing_pool:
+            if self._held is None:
+                self._held = await pool.create_volume(record.id, record.size_bytes, record.block_size, ())
+                if self._file is not None:
+                    self._file.file = self._held.file
+            held = tuple(change(self._held.held))
+            if held != self._held.held:
+                self._held = await pool.update_held(record.id, held)
+            if self._volume is not None:
+                self._volume.update(self._volume.snapshot, self.held)
+
+    def place(self, start: int, end: int, placement: Placement, revision: int) -> None:
+        """A migration from or to this member was committed at this revision."""
+        if self._volume is not None:
+            self._volume.place(start, end, placement, self.held, revision)
 
     # Opening ----------------------------------------------------------------------------------------------------------
 

@@ -5,14 +5,18 @@ session has ended, with all that it had under way: what an initiator gave to the
 new one [28].
 """
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from san_target.metadata.schema import target_name_key
+from san_target.metadata.store import StoreError
 from san_target.peer.identity import OwnIdentity
 from san_target.scsi.services import Services
+from san_target.server.migrations import Migrations
 from san_target.server.other_members import OtherMembers
 from san_target.server.peering import Peering
 from san_target.server.reservation_records import save_reservations
@@ -21,6 +25,7 @@ from san_target.server.unit_states import UnitStates
 from san_target.server.vigilance import Vigilance
 from san_target.volume.forward import Forwarder
 from san_target.volume.owner import Owner
+from san_target.volume.receiver import Receiver
 
 if TYPE_CHECKING:
     from san_target.group.follower import StoreFollower
@@ -35,10 +40,14 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 REMOVED: Final = ("removing", "removed")
+ASK_STORE_S: Final = 2.0
 
 
 class GroupLife:
-    """owned: the volumes that are open here, by the bytes of their ids. secret: the group's."""
+    """owned: the volumes that are open here, by the bytes of their ids. secret: the group's.
+
+    forwarders: of all volumes that have been open, by id, for what they have counted
+    """
 
     def __init__(
         self,
@@ -51,12 +60,22 @@ class GroupLife:
         self._member = member
         self._secret = secret
         self._background = background
+        self._asking = asyncio.Lock()
         self._lives: dict[str, int] = {}  # the incarnations that are known to live, by member
+        self._gone: dict[str, tuple[int, float]] = {}  # those whose lease has vanished, and when that was seen
         self.owned: dict[bytes, Export] = {}
-        owner = Owner(self.owned.get, lambda: follower.revision, follower.until, background.spawn)
+        self.forwarders: dict[str, Forwarder] = {}
+        self.owner: Final = Owner(self.owned.get, lambda: follower.revision, follower.until, background.spawn)
+        owner = self.owner
+        self.receiver: Final = Receiver(member.name, self.owned.get, follower.until, background.spawn)
+        owner.receiver = self.receiver
+        self.migrations: Final = Migrations(member, self.receiver)
+        follower.add(Migrations.KINDS, self.migrations)
         self.peering: Final = Peering(member.environment, owner, on_fenced)
         self.others: Final = OtherMembers(member.name, lambda: member.members.view, self.peering.peers)
-        self.units: Final = UnitStates(follower, self.peering, self.other_members, self._unit_of, background)
+        self.units: Final = UnitStates(
+            follower, self.peering, self.other_members, self.may_live, self._unit_of, background
+        )
         self.succession: Final = Succession(self.peering, self.other_members, self._target_of, self._reinstated)
         self.vigilance: Final = Vigilance(
             member.environment.boottime_s,
@@ -81,6 +100,7 @@ class GroupLife:
         self.peering.begin(own, member.members.incarnation_of)
         self._members_changed(frozenset())
         self._member.portal_server.resume()
+        self.migrations.begin_life()
 
     async def end(self, keep_sessions: bool = False) -> None:
         """This life is over. Returns when nothing of it is under way, neither here nor for others.
@@ -88,10 +108,12 @@ class GroupLife:
         keep_sessions: there are no other members that initiators could have gone to.
         """
         self._member.portal_server.pause()
+        await self.migrations.end_life()
         self.peering.peers.end()  # what waits for other members need not be waited for
         if not keep_sessions:
             await self._member.portal_server.end_connections("this member begins anew")
         await self.peering.end()
+        await self.receiver.end_all()
 
     def _members_changed(self, _names: frozenset[str]) -> None:
         view = self._member.members.view
@@ -100,8 +122,32 @@ class GroupLife:
             member = view.get(name)
             if member is None or not member.alive or member.incarnation != incarnation:
                 del self._lives[name]
-                self.units.note_lost(f"{name}/{incarnation}")
-        self._lives.update({each.name: each.incarnation for each in view.values() if each.alive})
+                self._background.spawn(self._note_end(name, incarnation))
+        for member in self.other_members():
+            if member.alive:
+                self._lives[member.name] = member.incarnation
+                self._gone.pop(member.name, None)
+            elif self._gone.get(member.name, (0, 0.0))[0] != member.incarnation:
+                self._gone[member.name] = member.incarnation, self._member.environment.boottime_s()
+
+    def may_live(self, member: "MemberView") -> bool:
+        """Whether a member may still go by a lease. That its key has vanished says so only after the time of a lease: a
+        store whose leader was replaced can end one early that has just been renewed. Who ended in order gave it back.
+        """
+        if member.alive or not member.serving:
+            return member.alive
+        incarnation, since_s = self._gone.get(member.name, (0, 0.0))
+        is_recent = self._member.environment.boottime_s() - since_s < self._member.environment.lease_ttl_s
+        return incarnation == member.incarnation and is_recent
+
+    async def _note_end(self, name: str, incarnation: int) -> None:
+        member = self._member.members.view.get(name)
+        if member is not None and member.serving and member.incarnation == incarnation:
+            await self._member.environment.sleep(self._member.environment.lease_ttl_s)
+            member = self._member.members.view.get(name)
+            if member is not None and member.alive and member.incarnation == incarnation:
+                return
+        self.units.note_lost(f"{name}/{incarnation}")
 
     # What volumes and logins need -------------------------------------------------------------------------------------
 
@@ -110,7 +156,11 @@ class GroupLife:
         return not any(member.alive for member in self.other_members())
 
     def forwarder_for(self, volume_id: str, block_size: int) -> Forwarder:
-        return Forwarder(volume_id, block_size, self.peering)
+        forwarder, old = Forwarder(volume_id, block_size, self.peering), self.forwarders.get(volume_id)
+        if old is not None:
+            forwarder.requests, forwarder.bytes = old.requests, old.bytes
+        self.forwarders[volume_id] = forwarder
+        return forwarder
 
     def services_for(self, volume_id: str) -> Services:
         member, environment = self._member, self._member.environment
@@ -126,6 +176,21 @@ class GroupLife:
             is_alone=self.units.is_alone,
             place=lambda: f"{member.name}/{member.membership.incarnation}",
         )
+
+    async def ask_store(self, iqn: str) -> None:
+        """Return when a target that another member has made is known here, if there is one of this name.
+
+        One question at a time: initiators that ask for what does not exist must not keep the store busy.
+        """
+        async with self._asking:
+            try:
+                async with asyncio.timeout(ASK_STORE_S):
+                    item = await self._member.store.get(target_name_key(iqn))
+                    if item is not None:
+                        await self._member.follower.until(item.mod_revision)
+                        await self._member.environment.sleep(0)
+            except (StoreError, TimeoutError):
+                return
 
     def _unit_of(self, volume_id: str) -> "LogicalUnit | None":
         export = self.owned.get(bytes.fromhex(volume_id))

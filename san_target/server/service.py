@@ -12,6 +12,7 @@ from san_target.group.removal import Removal
 from san_target.group.volume_size import shown_blocks, shown_bytes
 from san_target.group.volumes import DELETING
 from san_target.server.group_sessions import OtherPortals
+from san_target.server.migration_service import ShownMigrations
 from san_target.server.shown_members import ShownMembers, pool_state
 from san_target.server.volume_requests import VolumeRequests
 from san_target.session.session import Counters
@@ -37,6 +38,7 @@ class Service:
         self._member = member
         self._members = ShownMembers(member)
         self._requests = VolumeRequests(member)
+        self._migrations = ShownMigrations(member)
 
     # Group and members ------------------------------------------------------------------------------------------------
 
@@ -190,6 +192,26 @@ class Service:
             pass
         snapshot = None if export is None else export.snapshot
         return record.members if snapshot is None else tuple(sorted(snapshot.holders))
+
+    # Migrations -------------------------------------------------------------------------------------------------------
+
+    async def migrations(self) -> tuple[values.Migration, ...]:
+        return await self._migrations.all()
+
+    async def migration(self, migration_id: str) -> values.Migration:
+        return await self._migrations.one(migration_id)
+
+    async def start_migrations(self, request: values.MigrationRequest) -> tuple[values.Migration, ...]:
+        return await self._migrations.start(request)
+
+    async def pause_migration(self, migration_id: str) -> values.Migration:
+        return await self._migrations.pause(migration_id)
+
+    async def resume_migration(self, migration_id: str) -> values.Migration:
+        return await self._migrations.resume(migration_id)
+
+    async def cancel_migration(self, migration_id: str) -> values.Migration:
+        return await self._migrations.cancel(migration_id)
 
     # Portals ----------------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,16 @@ from san_target.volume.device import (
     VolumeError,
     WriteProtected,
 )
+from san_target.volume.file_jobs import (
+    clear,
+    compare_and_write,
+    either,
+    erase,
+    fill,
+    first_difference,
+    or_write,
+    overwrite,
+)
 from san_target.volume.origin import CHECK
 from san_target.volume.range_locks import RangeLock, RangeLocks
 
@@ -32,13 +42,13 @@ if TYPE_CHECKING:
     from san_target.storage.interface import BlocksFile
     from san_target.storage.journal import Journal
     from san_target.storage.threads import Threads
+    from san_target.volume.mirror import Mirror
     from san_target.volume.router import Router
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
 _INLINE_BYTES_MAX: Final = 1 << 16
-_FILL_BYTES: Final = 1 << 20
 HANDOVER_S: Final = 5.0
 
 
@@ -66,6 +76,8 @@ class LocalBlocks:
         self._journal = journal
         self._write_through = write_through
         self._retired = False
+        # The piece that is moving away, if one is. Whoever sets it looks after the copies of the router's state too.
+        self.mirror: Mirror | None = None
         self._handed_over: dict[tuple[int, int], tuple[RangeLock, asyncio.TimerHandle]] = {}
         # Changes that ended and may still be in the page cache only; how many of them the last good flush covered.
         self._changes = 1
@@ -80,10 +92,14 @@ class LocalBlocks:
     def try_read_into(self, lba: int, blocks: int, into: memoryview) -> bool:
         if not self.router.serves(lba, blocks) or self.locks.conflicts(lba, blocks, False):
             return False
+        if self.mirror is not None and self.mirror.stops(lba, blocks):
+            return False
         return self._file.try_read_into(lba * self.block_size, into)
 
     def try_view(self, lba: int, blocks: int) -> memoryview | None:
         if not self.router.serves(lba, blocks) or self.locks.conflicts(lba, blocks, False):
+            return None
+        if self.mirror is not None and self.mirror.stops(lba, blocks):
             return None
         return self._file.try_view(lba * self.block_size, blocks * self.block_size)
 
@@ -100,6 +116,8 @@ class LocalBlocks:
         if self._write_through or not (self.router.whole or self.router.serves(lba, blocks)):
             return False
         if not self.locks.idle and self.locks.conflicts(lba, blocks, True):
+            return False
+        if self.mirror is not None and self.mirror.wants(lba, lba + blocks):
             return False
         written = self._file.try_write(lba * self.block_size, data)
         if written == blocks * self.block_size:
@@ -138,8 +156,11 @@ class LocalBlocks:
 
     # Locks and jobs ---------------------------------------------------------------------------------------------------
 
-    async def _lock(self, lba: int, blocks: int, exclusive: bool) -> RangeLock:
-        """Wait for the range; then make sure that it is (still) served, and that whoever asked still may."""
+    async def _lock(self, lba: int, blocks: int, exclusive: bool, served: bool = True) -> RangeLock:
+        """Wait for the range; then make sure that it is (still) served, and that whoever asked still may.
+
+        served: False for the work of migrations on blocks that are not.
+        """
         lock = await self.locks.acquire(lba, blocks, exclusive)
         if self._retired:
             self.locks.release(lock)
@@ -147,9 +168,12 @@ class LocalBlocks:
         if lba + blocks > self.blocks:
             self.locks.release(lock)
             raise Unavailable(f"blocks {lba}+{blocks}: the volume was shrunk to {self.blocks} blocks")
-        if not self.router.serves(lba, blocks):
+        if served and not self.router.serves(lba, blocks):
             self.locks.release(lock)
             raise self.router.refusal(lba, blocks)
+        if served and self.mirror is not None and self.mirror.stops(lba, blocks):
+            self.locks.release(lock)
+            raise self.mirror.refusal()
         check = CHECK.get()
         if check is not None:
             try:
@@ -166,14 +190,22 @@ class LocalBlocks:
         changes: bool,
         function: Callable[[*Arguments], T],
         *arguments: *Arguments,
+        data: "Buffer | None" = None,
     ) -> T:
         """Run in a thread, and release the lock when it has ended, however that was.
 
-        changes: the job, if it succeeds, may leave data that a flush has to care for.
+        changes: the job, if it succeeds, may leave data that a flush has to care for. data: what all the blocks locked
+        hold afterwards, where that is known.
         """
         start = self._threads.start_slow if slow else self._threads.start
+        mirror = self.mirror
+        future: asyncio.Future[T]
         try:
-            future = start(function, *arguments)
+            if mirror is not None and lock.exclusive and mirror.wants(lock.start, lock.end):
+                both = self._both(mirror, lock, data, start, function, *arguments)
+                future = asyncio.get_running_loop().create_task(both)
+            else:
+                future = start(function, *arguments)
         except BaseException:
             self.locks.release(lock)
             raise
@@ -190,6 +222,31 @@ class LocalBlocks:
             raise self._meaning(error) from error
         except StorageError as error:
             raise self._meaning(error) from error
+
+    async def _both(
+        self,
+        mirror: "Mirror",
+        lock: RangeLock,
+        data: "Buffer | None",
+        start: "Callable[[Callable[[*Arguments], T], *Arguments], asyncio.Future[T]]",
+        function: Callable[[*Arguments], T],
+        *arguments: *Arguments,
+    ) -> T:
+        """A change of blocks that are moving away: here, then there, under the lock. It ends when both have it.
+
+        There they get what is here now, so that they are the same whatever the change was, and if it failed too.
+        data: what is known to be here if it did not.
+        """
+        try:
+            result = await start(function, *arguments)
+        except StorageError:
+            await mirror.follow(self._file, self._threads, lock.start, lock.end)
+            raise
+        except BaseException:
+            mirror.spoil("a change here ended, nobody knows how")
+            raise
+        await mirror.follow(self._file, self._threads, lock.start, lock.end, data)
+        return result
 
     def _ended(self, lock: RangeLock, changes: bool, future: "asyncio.Future[T]") -> None:
         if not future.cancelled() and future.exception() is None:
@@ -243,27 +300,13 @@ class LocalBlocks:
         blocks = len(view) // self.block_size
         lock = self._take_over(lba, blocks) or await self._lock(lba, blocks, True)
         durable = durable or self._write_through
-        await self._job(lock, False, not durable, self._file.write, lba * self.block_size, view, durable)
+        await self._job(lock, False, not durable, self._file.write, lba * self.block_size, view, durable, data=view)
 
     async def write_same(self, lba: int, blocks: int, block: "Buffer", durable: bool = False) -> None:
         lock = await self._lock(lba, blocks, True)
         durable = durable or self._write_through
-        await self._job(lock, True, not durable, self._fill, lba, blocks, bytes(block), durable)
-
-    def _fill(self, lba: int, blocks: int, pattern: bytes, durable: bool) -> None:
-        """In a thread. Zeros need no space: a hole reads as zeros."""
         offset, length = lba * self.block_size, blocks * self.block_size
-        if pattern.count(0) == len(pattern):
-            self._file.punch(offset, length)
-        else:
-            self._repeat(offset, length, pattern)
-        if durable:
-            self._file.flush()
-
-    def _repeat(self, offset: int, length: int, pattern: bytes) -> None:
-        chunk = memoryview(pattern * max(1, _FILL_BYTES // len(pattern)))
-        for start in range(0, length, len(chunk)):
-            self._file.write(offset + start, chunk[: length - start])
+        await self._job(lock, True, not durable, fill, self._file, offset, length, bytes(block), durable)
 
     async def unmap(self, ranges: Sequence[tuple[int, int]]) -> None:
         for lba, blocks in ranges:
@@ -286,14 +329,15 @@ class LocalBlocks:
         """Write under a lock that is already held, at once if possible."""
         durable = durable or self._write_through
         length = len(memoryview(data))
-        if not durable and length <= _INLINE_BYTES_MAX:
+        is_mirrored = self.mirror is not None and self.mirror.wants(lock.start, lock.end)
+        if not durable and length <= _INLINE_BYTES_MAX and not is_mirrored:
             written = self._file.try_write(lba * self.block_size, data)
             if written:
                 self._changes += 1
             if written == length:
                 self.locks.release(lock)
                 return
-        await self._job(lock, False, not durable, self._file.write, lba * self.block_size, data, durable)
+        await self._job(lock, False, not durable, self._file.write, lba * self.block_size, data, durable, data=data)
 
     async def compare_and_write(self, lba: int, compare: "Buffer", data: "Buffer", durable: bool = False) -> int | None:
         expected, view = bytes(compare), memoryview(data).cast("B")
@@ -301,18 +345,14 @@ class LocalBlocks:
         durable = durable or self._write_through
         old = self._read_at_once(lba, len(expected))
         if old is None:
-            return await self._job(lock, False, not durable, self._compare_and_write, lba, expected, view, durable)
+            offset = lba * self.block_size
+            return await self._job(
+                lock, False, not durable, compare_and_write, self._file, offset, expected, view, durable
+            )
         if old != expected:
             self.locks.release(lock)
             return first_difference(old, expected)
         await self._finish_write(lock, lba, view, durable)
-        return None
-
-    def _compare_and_write(self, lba: int, expected: bytes, view: memoryview, durable: bool) -> int | None:
-        old = self._file.read(lba * self.block_size, len(expected))
-        if old != expected:
-            return first_difference(old, expected)
-        self._file.write(lba * self.block_size, view, durable)
         return None
 
     async def or_write(self, lba: int, data: "Buffer", durable: bool = False) -> None:
@@ -321,13 +361,9 @@ class LocalBlocks:
         durable = durable or self._write_through
         old = self._read_at_once(lba, len(view))
         if old is None:
-            await self._job(lock, False, not durable, self._or_write, lba, view, durable)
+            await self._job(lock, False, not durable, or_write, self._file, lba * self.block_size, view, durable)
         else:
             await self._finish_write(lock, lba, either(old, view), durable)
-
-    def _or_write(self, lba: int, view: memoryview, durable: bool) -> None:
-        old = self._file.read(lba * self.block_size, len(view))
-        self._file.write(lba * self.block_size, either(old, view), durable)
 
     @property
     def atomic_blocks_max(self) -> int:
@@ -340,6 +376,42 @@ class LocalBlocks:
             raise AssertionError(f"an atomic write of {blocks} blocks")
         lock = await self._lock(lba, blocks, True)
         await self._job(lock, True, True, self._journal.write, self._volume_id, self._file, lba * self.block_size, view)
+
+    # For migrations: blocks that are not served here, yet or any more -------------------------------------------------
+
+    def try_bring(self, lba: int, data: "Buffer") -> bool:
+        """Write blocks that come from another member, without waiting; False: `bring` them."""
+        length = memoryview(data).nbytes
+        if self._retired or self._write_through or self.locks.conflicts(lba, length // self.block_size, True):
+            return False
+        written = self._file.try_write(lba * self.block_size, data)
+        self._changes += written > 0
+        return written == length
+
+    async def bring(self, lba: int, data: "Buffer", durable: bool) -> None:
+        """Write blocks that come from another member."""
+        view = memoryview(data).cast("B")
+        lock = await self._lock(lba, len(view) // self.block_size, True, served=False)
+        durable = durable or self._write_through
+        await self._job(lock, False, not durable, self._file.write, lba * self.block_size, view, durable)
+
+    async def check_unserved(self, lba: int, blocks: int) -> None:
+        """What `CHECK` says when nothing is under way on these blocks."""
+        self.locks.release(await self._lock(lba, blocks, True, served=False))
+
+    async def clear(self, lba: int, blocks: int, durable: bool = False) -> None:
+        """Deallocate blocks that are not served here."""
+        lock = await self._lock(lba, blocks, True, served=False)
+        offset, length = lba * self.block_size, blocks * self.block_size
+        await self._job(lock, True, not durable, clear, self._file, offset, length, durable)
+
+    @property
+    def file(self) -> "BlocksFile":
+        return self._file
+
+    @property
+    def threads(self) -> "Threads":
+        return self._threads
 
     # Durability -------------------------------------------------------------------------------------------------------
 
@@ -394,18 +466,8 @@ class LocalBlocks:
 
     async def sanitize_overwrite(self, lba: int, pattern: "Buffer", blocks: int) -> None:
         lock = await self._lock(lba, blocks, True)
-        await self._job(lock, True, True, self._overwrite, lba, blocks, bytes(pattern))
-
-    def _overwrite(self, lba: int, blocks: int, pattern: bytes) -> None:
-        """In a thread. Old data is really overwritten, never just given back; zeros need not fill what is a hole."""
         offset, length = lba * self.block_size, blocks * self.block_size
-        if pattern.count(0) < len(pattern):
-            self._repeat(offset, length, pattern)
-        else:
-            for extent in self._file.extents(offset, length, self.block_size, length):
-                if extent.is_data:
-                    self._repeat(extent.offset_bytes, extent.length_bytes, pattern)
-        self._file.flush()
+        await self._job(lock, True, True, overwrite, self._file, offset, length, self.block_size, bytes(pattern))
 
     async def sanitize_erase(self) -> None:
         """The whole file, with whatever lies outside the ranges served."""
@@ -413,26 +475,10 @@ class LocalBlocks:
         if self._retired:
             self.locks.release(lock)
             raise Unavailable("the volume is out of service")
-        await self._job(lock, True, True, self._erase)
-
-    def _erase(self) -> None:
-        self._file.punch(0, self._file.size_bytes)
-        self._file.flush()
+        await self._job(lock, True, True, erase, self._file)
 
 
 def _look_at_result(flush: "asyncio.Task[None]") -> None:
     """Its waiters may all be gone; an unseen exception would be logged as a bug."""
     if not flush.cancelled():
         flush.exception()
-
-
-def first_difference(old: "Buffer", expected: "Buffer") -> int:
-    """The offset of the first byte in which two buffers of equal length differ."""
-    pairs = zip(memoryview(old).cast("B"), memoryview(expected).cast("B"), strict=True)
-    return next(index for index, (left, right) in enumerate(pairs) if left != right)
-
-
-def either(old: "Buffer", new: "Buffer") -> bytes:
-    """The bitwise or of two buffers of equal length."""
-    length = len(memoryview(old))
-    return (int.from_bytes(bytes(old), "little") | int.from_bytes(bytes(new), "little")).to_bytes(length, "little")

@@ -21,11 +21,14 @@ from san_target.peer.frames import FLAG_DURABLE, FLAG_RETRY, Answer, Operation, 
 from san_target.volume.device import MediumError, OutOfSpace, Unavailable, VolumeError, WriteProtected
 from san_target.volume.forward import EXTENT, READING
 from san_target.volume.origin import CHECK, Overtaken
+from san_target.volume.receiver import STEPS
+from san_target.volume.router import NotHere
 
 if TYPE_CHECKING:
     from san_target.peer.identity import PeerIdentity
     from san_target.peer.service import AnswerMemory
     from san_target.volume.local import LocalBlocks
+    from san_target.volume.receiver import Receiver
 
 log = structlog.get_logger()
 
@@ -86,6 +89,8 @@ class Owner:
     seen_revision      the store revision up to which this member has followed
     until_revision     returns when that has reached a revision
     tick_now, memory   of the peer service
+    receiver           for the steps of migrations
+    requests, bytes    what peers asked for so far, and data of it, without those steps
     """
 
     def __init__(
@@ -100,14 +105,22 @@ class Owner:
         self._until_revision = until_revision
         self._spawn = spawn
         self._remembered: dict[tuple[str, int], Remembered] = {}
+        self.requests = 0
+        self.bytes = 0
         self.tick_now: Callable[[], int]
         self.memory: AnswerMemory
+        self.receiver: Receiver | None = None
 
     # --- the fast way -------------------------------------------------------------------------------------------------
 
     def handle(self, peer: "PeerIdentity", request: Request, respond: Respond) -> None:
         """Answers now, or later. The payload is valid only inside this call."""
         operation = request.operation
+        if operation in STEPS and self.receiver is not None:
+            self.receiver.handle(peer, request, respond)
+            return
+        self.requests += 1
+        self.bytes += len(request.payload) + request.answer_bytes
         if operation == Operation.READ or operation == Operation.WRITE:
             volume = self._volume_of(request.volume_id)
             if volume is not None and not request.flags and request.revision <= self._seen_revision():
@@ -173,6 +186,10 @@ class Owner:
             answer = await self._carry_out(peer, request)
         except _Refused as refused:
             return Answer(number, refused.status, refused.detail)
+        except NotHere:
+            # While it waited for its lock the blocks have moved away.
+            volume = self._volume_of(request.volume_id)
+            return Answer(number, Status.MOVED, 0 if volume is None else volume.revision)
         except VolumeError as error:
             answer = Answer(number, *_meaning(error), str(error).encode())
         if changing:

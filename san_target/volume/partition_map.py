@@ -178,6 +178,34 @@ class MapSnapshot:
                 break
         return segments
 
+    def replaced(self, start: int, end: int, placement: Placement) -> "MapSnapshot":
+        """The same, with [start, end) placed anew. Costs what the chunks concerned cost."""
+        if not 0 <= start < end <= self.blocks:
+            raise AssertionError(f"replacing {start}-{end} of {self.blocks} blocks")
+        # With the neighbours, which may become one with it.
+        first, last = max(start - 1, 0), min(end, self.blocks - 1)
+        low, high = bisect_right(self.firsts, first) - 1, bisect_right(self.firsts, last)
+        kept: list[Range] = []
+        for chunk in self.chunks[low:high]:
+            for old in map(Range, chunk.starts, chunk.ends, chunk.placements):
+                if old.start < start:
+                    kept.append(Range(old.start, min(old.end, start), old.placement))
+                if old.end > end:
+                    kept.append(Range(max(old.start, end), old.end, old.placement))
+        ranges: list[Range] = []
+        for new in sorted([*kept, Range(start, end, placement)]):
+            # Elsewhere equal neighbours stay apart, as they are in the store.
+            if ranges and new.start in (start, end) and ranges[-1].placement == new.placement:
+                ranges[-1] = Range(ranges[-1].start, new.end, new.placement)
+            else:
+                ranges.append(new)
+        chunk = Chunk(
+            tuple([each.start for each in ranges]),
+            tuple([each.end for each in ranges]),
+            tuple([each.placement for each in ranges]),
+        )
+        return MapSnapshot((*self.chunks[:low], chunk, *self.chunks[high:]), self.blocks)
+
     def resized(self, blocks: int) -> "MapSnapshot":
         """Cut to `blocks`, or with the last range reaching that far."""
         count = bisect_right(self.firsts, blocks - 1)

@@ -106,10 +106,13 @@ class Router:
         return self.snapshot.segments(lba, blocks)
 
     def refusal(self, lba: int, blocks: int) -> VolumeError:
-        """Why a range that this member owns, but does not serve, is refused."""
+        """Why a range that this member does not serve is refused; NotHere: the next look at the map may say more."""
         end = lba + blocks
         while lba < end and (found := self._served_at(lba)) is not None:
             lba = found[0]  # the first block that is not served
+        owner = self.snapshot.find(min(lba, end - 1)).owner
+        if owner != self.member_name:
+            return NotHere(f"block {lba} belongs to member {owner!r} by now")
         for known in self.held:
             if known.start_lba <= lba < known.end_lba:
                 return NotHere(

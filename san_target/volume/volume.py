@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from san_target.peer.frames import Answer, Operation, Request, Status
 from san_target.storage.records import HeldRange, resized
-from san_target.volume.device import Done, Extent, MediumError, Unavailable, VolumeError
+from san_target.volume.device import Done, Extent, MediumError, NotAtomic, Unavailable, VolumeError
 from san_target.volume.forward import PATIENCE_S, Forwarder, RemoteBlocks, TryAgain
 from san_target.volume.local import LocalBlocks
 from san_target.volume.origin import ORIGIN
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from san_target.storage.interface import BlocksFile
     from san_target.storage.journal import Journal
     from san_target.storage.threads import Threads
-    from san_target.volume.partition_map import MapSnapshot
+    from san_target.volume.mirror import Mirror
+    from san_target.volume.partition_map import MapSnapshot, Placement
 
 T = TypeVar("T")
 Perform = Callable[["LocalBlocks | RemoteBlocks", Segment], Awaitable[T]]
@@ -45,6 +46,7 @@ class Volume:
         "_local",
         "_locks",
         "_map_changed",
+        "_placed_revision",
         "_router",
         "block_size",
         "blocks",
@@ -82,6 +84,7 @@ class Volume:
         self._file_try_read_into: Final = blocks_file.try_read_into
         self._forwarder = remote
         self._direct = False
+        self._placed_revision = 0
         self._blocks_ever = blocks  # the largest number of them there has been
         self._check_size(blocks)
 
@@ -90,7 +93,7 @@ class Volume:
             raise AssertionError(f"{blocks} blocks, but the map has {self._router.snapshot.blocks}")
         self.blocks = self._local.blocks = blocks
         self._blocks_ever = max(blocks, self._blocks_ever)
-        self._direct = self._router.whole
+        self._direct = self._router.whole and self._local.mirror is None
         if self._forwarder is not None:
             self._forwarder.revision = self._router.revision
         # Whoever waits for a change of the map has seen this one.
@@ -116,7 +119,34 @@ class Volume:
 
     def update(self, map_snapshot: "MapSnapshot", held: Sequence[HeldRange], revision: int | None = None) -> None:
         """The map or the held record has changed (not the size). Requests that wait for a lock see the new one."""
+        if revision is not None and revision < self._placed_revision:
+            # This member knows of a later change than the store has told yet.
+            map_snapshot, revision = self._router.snapshot, None
         self._route(map_snapshot, held, revision)
+        self._check_size(self.blocks)
+
+    def place(self, start: int, end: int, placement: "Placement", held: Sequence[HeldRange], revision: int) -> None:
+        """A migration was committed at this revision: its member hears of it before the store tells."""
+        if revision > self._router.revision:
+            self._placed_revision = revision
+            self._route(self._router.snapshot.replaced(start, end, placement), held, revision)
+        else:
+            self._route(self._router.snapshot, held)
+        self._check_size(self.blocks)
+
+    @property
+    def snapshot(self) -> "MapSnapshot":
+        """The map that is served by."""
+        return self._router.snapshot
+
+    @property
+    def mirror(self) -> "Mirror | None":
+        """The piece that is moving away."""
+        return self._local.mirror
+
+    @mirror.setter
+    def mirror(self, mirror: "Mirror | None") -> None:
+        self._local.mirror = mirror
         self._check_size(self.blocks)
 
     async def resize(
@@ -310,7 +340,7 @@ class Volume:
     async def _at_one_owner(self, lba: int, blocks: int, perform: "Perform[T]") -> T:
         parts = self._segments(lba, blocks)
         if len(parts) != 1:
-            raise Unavailable(f"blocks {lba}+{blocks} have {len(parts)} owners, and must be changed at one")
+            raise NotAtomic(f"blocks {lba}+{blocks} have {len(parts)} owners, and must be changed at one")
         return (await self._each(lba, blocks, perform))[0][1]
 
     async def read(self, lba: int, blocks: int) -> "Buffer":

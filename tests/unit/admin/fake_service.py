@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from san_target.admin.service import (
+    BlockRange,
     ChapUser,
     Counters,
     GroupStatus,
@@ -15,6 +16,8 @@ from san_target.admin.service import (
     MapEntry,
     Member,
     MemberRemoval,
+    Migration,
+    MigrationRequest,
     Pool,
     Portal,
     PortalPolicy,
@@ -46,6 +49,7 @@ class FakeService:
         self.counters_value = Counters()
         self._volumes: dict[str, Volume] = {}
         self._sessions: dict[str, Session] = {}
+        self._migrations: dict[str, Migration] = {}
 
     def log_in(self, volume: str, initiator: str = INITIATOR, problem: str = "") -> Session:
         """What a login at a portal does."""
@@ -167,6 +171,61 @@ class FakeService:
         if from_lba >= volume.size_bytes // volume.block_size:
             return ()
         return (MapEntry(start_lba=0, end_lba=volume.size_bytes // volume.block_size, owner=self.name, generation=7),)
+
+    async def migrations(self) -> tuple[Migration, ...]:
+        self._fail()
+        return tuple(self._migrations.values())
+
+    async def migration(self, migration_id: str) -> Migration:
+        self._fail()
+        if migration_id not in self._migrations:
+            raise NotFound(f"there is no migration {migration_id!r}")
+        return self._migrations[migration_id]
+
+    async def start_migrations(self, request: MigrationRequest) -> tuple[Migration, ...]:
+        volume = await self.volume(request.volume)
+        if request.to == self.name:
+            raise Conflict(f"member {request.to!r} owns all of that already")
+        blocks = volume.size_bytes // volume.block_size
+        made = Migration(
+            id=f"g{len(self._migrations) + 1}",
+            volume=request.volume,
+            range=BlockRange(
+                start_lba=0 if isinstance(request.start_lba, msgspec.UnsetType) else request.start_lba,
+                end_lba=blocks if isinstance(request.end_lba, msgspec.UnsetType) else request.end_lba,
+            ),
+            source=self.name,
+            destination=request.to,
+            state="running",
+            wanted="run",
+            pieces_done=3,
+            pieces_total=8,
+            restarts=1,
+            mirrored_writes=17,
+            bytes_copied=3 << 22,
+            limit_bytes_per_second=request.limit_bytes_per_second,
+            bytes_per_second=50e6,
+            eta_s=4.5,
+            created="2026-01-31T12:00:00Z",
+        )
+        self._migrations[made.id] = made
+        return (made,)
+
+    async def pause_migration(self, migration_id: str) -> Migration:
+        return await self._wish(migration_id, "pause", "paused")
+
+    async def resume_migration(self, migration_id: str) -> Migration:
+        return await self._wish(migration_id, "run", "running")
+
+    async def cancel_migration(self, migration_id: str) -> Migration:
+        return await self._wish(migration_id, "cancel", "cancelled")
+
+    async def _wish(self, migration_id: str, wanted: str, state: str) -> Migration:
+        found = await self.migration(migration_id)
+        if found.state == "cancelled":
+            raise Conflict(f"migration {migration_id} is cancelled already")
+        self._migrations[migration_id] = msgspec.structs.replace(found, wanted=wanted, state=state)
+        return self._migrations[migration_id]
 
     async def portals(self) -> tuple[Portal, ...]:
         self._fail()

@@ -34,6 +34,12 @@ GOOD: dict[str, tuple[str, Any, str]] = {
     "delete_volume": ("/volumes/disk", None, "?force=true"),
     "resize_volume": ("/volumes/disk/resize", {"size_bytes": 2 * SIZE}, ""),
     "volume_map": ("/volumes/disk/map", None, "?from=7"),
+    "list_migrations": ("/migrations", None, ""),
+    "start_migrations": ("/migrations", {"volume": "disk", "to": "m2", "start_lba": 0, "end_lba": 2048}, ""),
+    "show_migration": ("/migrations/g1", None, ""),
+    "pause_migration": ("/migrations/g1/pause", None, ""),
+    "resume_migration": ("/migrations/g1/resume", None, ""),
+    "cancel_migration": ("/migrations/g1/cancel", None, ""),
     "list_portals": ("/portals", None, ""),
     "show_portal": ("/portals/127.0.0.1:3260", None, ""),
     "change_portals": ("/portals", {"policy": "least-loaded"}, ""),
@@ -65,6 +71,14 @@ BAD: list[tuple[str, str, Any, str, int]] = [
     ("resize_volume", "/volumes/disk/resize", {"size_bytes": 513}, "", 400),
     ("volume_map", "/volumes/none/map", None, "", 404),
     ("volume_map", "/volumes/disk/map", None, "?from=x", 400),
+    ("start_migrations", "/migrations", {"volume": "none", "to": "m2"}, "", 404),
+    ("start_migrations", "/migrations", {"volume": "disk", "to": "m1"}, "", 409),
+    ("start_migrations", "/migrations", {"volume": "disk"}, "", 400),
+    ("start_migrations", "/migrations", {"volume": "disk", "to": "m2", "start_lba": -1}, "", 400),
+    ("show_migration", "/migrations/g9", None, "", 404),
+    ("pause_migration", "/migrations/g9/pause", None, "", 404),
+    ("resume_migration", "/migrations/g9/resume", None, "", 404),
+    ("cancel_migration", "/migrations/g9/cancel", None, "", 404),
     ("change_portals", "/portals", {"policy": "random"}, "", 400),
     ("show_portal", "/portals/10.0.0.1:3260", None, "", 404),
     ("show_session", "/sessions/m1-9", None, "", 404),
@@ -83,10 +97,11 @@ def ask(client: AppClient, operation: Operation, path: str, body: Any, query: st
 
 
 def prepare(client: AppClient, service: FakeService) -> None:
-    """The volume `disk` with the session m1-1, which is traced."""
+    """The volume `disk` with the session m1-1, which is traced, and the migration g1."""
     assert client.post(f"{API_PREFIX}/volumes", json=SPEC).status_code == 201
     service.log_in("disk")
     assert client.post(f"{API_PREFIX}/sessions/m1-1/trace", json={}).status_code == 201
+    assert client.post(f"{API_PREFIX}/migrations", json={"volume": "disk", "to": "m2"}).status_code == 201
 
 
 def documented(document: dict[str, Any], operation: Operation, status: int) -> dict[str, Any]:

@@ -44,6 +44,12 @@ OPTIONS: dict[str, set[str]] = {
     "session list": {"--json"} | API,
     "session drop": API,
     "session trace": {"--seconds", "--json"} | API,
+    "migrate start": {"--to", "--range", "--rate", "--wait", "--json"} | API,
+    "migrate list": {"--json"} | API,
+    "migrate show": {"--json"} | API,
+    "migrate pause": {"--json"} | API,
+    "migrate resume": {"--json"} | API,
+    "migrate cancel": {"--json"} | API,
 }
 ARGUMENTS = {
     "member show": ["name"],
@@ -57,6 +63,11 @@ ARGUMENTS = {
     "portal show": ["address"],
     "session drop": ["session_id"],
     "session trace": ["session_id"],
+    "migrate start": ["volume"],
+    "migrate show": ["migration_id"],
+    "migrate pause": ["migration_id"],
+    "migrate resume": ["migration_id"],
+    "migrate cancel": ["migration_id"],
 }
 # Listing command -> keys that its JSON has at least.
 KEYS: dict[str, set[str]] = {
@@ -70,6 +81,10 @@ KEYS: dict[str, set[str]] = {
     "member show m1": {"name", "state", "portals", "admin", "pool"},
     "portal list": {"address", "advertised", "member", "portal_group_tag", "policy"},
     "portal show 127.0.0.1:3260": {"address", "advertised", "member", "portal_group_tag", "policy"},
+    "migrate list": {
+        *("id", "volume", "range", "source", "destination", "state", "pieces_done", "pieces_total", "restarts"),
+        *("mirrored_writes", "reason"),
+    },
     "group status": {"id", "name", "state", "store", "members", "volumes", "sessions"},
 }
 
@@ -112,6 +127,8 @@ def test_commands_and_their_options_are_documented(name: str) -> None:
 def test_json_is_one_document_with_the_keys(command: str, shell: Shell, service: FakeService) -> None:
     shell.ok("volume", "create", "disk", "--size", "1M")
     service.log_in("disk")
+    if command.startswith("migrate"):
+        shell.ok("migrate", "start", "disk", "--to", "m2")
     value: Any = shell.json(*command.split())
     rows = value if isinstance(value, list) else [value]
     assert rows

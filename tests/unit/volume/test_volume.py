@@ -191,7 +191,7 @@ def test_compare_and_write_lets_nobody_between() -> None:
         tasks.append(asyncio.create_task(volume.compare_and_write(0, block(0), block(99))))
         await settle()
         while jobs.waiting:
-            assert jobs.names() == ["_compare_and_write"]
+            assert jobs.names() == ["compare_and_write"]
             jobs.run_next()
             await settle()
         assert await asyncio.gather(*tasks) == [None] * 5 + [0]
