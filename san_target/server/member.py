@@ -23,6 +23,7 @@ from san_target.metadata.schema import GROUP_KEY, GroupRecord
 from san_target.metadata.store import Store, StoreError
 from san_target.server import config as configuration
 from san_target.server.background import Background
+from san_target.server.balancing import Balancing
 from san_target.server.config import ConfigError, MemberConfig, parse_address
 from san_target.server.directory import Portals, TargetDirectory
 from san_target.server.environment import Environment
@@ -93,6 +94,7 @@ class Member:
         self.must_end = ""
         self._directory: TargetDirectory | None = None
         self._life: GroupLife | None = None
+        self._balancing: Balancing | None = None
         self._beginning = asyncio.Lock()
 
     # What the administration looks at ---------------------------------------------------------------------------------
@@ -124,6 +126,14 @@ class Member:
     @property
     def life(self) -> GroupLife:
         return _started(self._life)
+
+    @property
+    def balancing(self) -> Balancing:
+        return _started(self._balancing)
+
+    @property
+    def threads(self) -> Threads:
+        return _started(self._threads)
 
     @property
     def portal_server(self) -> PortalServer:
@@ -172,6 +182,7 @@ class Member:
         )
         self._follower = StoreFollower(store, environment.sleep)
         self._follower.add(Members.KINDS, self.members)
+        self._balancing = Balancing(self, self._follower, self._followers)
         secret = await group_secret(store, environment.random_bytes(SECRET_BYTES))
         self._life = GroupLife(self, self._follower, self._background, secret, self._fenced)
         await self._open_peer_port()
@@ -250,7 +261,7 @@ class Member:
         )
         for kind, answer in self.join_portal_group(self.life.others).items():
             self.life.peering.answer_at_once(kind, answer)
-        directory.succession = self.life.succession
+        directory.succession, directory.ask_store = self.life.succession, self.life.ask_store
         # Read after the lease was granted: what an earlier owner committed before that is in it.
         await follower.load()
         self._followers.spawn(follower.follow())
@@ -271,6 +282,7 @@ class Member:
             self.environment.now_s,
         )
         self.directory.group = placement
+        self.balancing.join(placement)
         return {**placement.handlers(), **self.group_sessions.handlers()}
 
     async def _open_peer_port(self) -> None:
@@ -400,6 +412,8 @@ class Member:
         if self._life is not None:
             await self._try("peer links", self._life.peering.stop)
         if self._membership is not None:
+            if served:
+                await self._try("farewell", partial(self._membership.tell, serving=False))
             await self._try("lease", self._membership.leave)
         if self._pool is not None:
             await self._try("pool", self._pool.close)
@@ -416,6 +430,8 @@ class Member:
 
     async def _end_background(self) -> None:
         await self._followers.cancel()
+        if self._life is not None:
+            await self._life.migrations.end_life()
         await self._background.cancel()
 
     async def _flush(self) -> None:
