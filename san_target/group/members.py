@@ -18,7 +18,8 @@ Changed = Callable[[frozenset[str]], None]
 
 @dataclass(frozen=True, slots=True)
 class MemberView:
-    """One member. alive: its present incarnation holds a lease. peer, portals, admin: "host:port"."""
+    """One member. alive: its present incarnation holds a lease. serving: it accepts logins, or did so when it was heard
+    of last; one that ended in order does not. peer, portals, admin: "host:port"."""
 
     name: str
     incarnation: int
@@ -31,6 +32,7 @@ class MemberView:
     capacity_bytes: int = 0
     free_bytes: int = 0
     program: str = ""
+    serving: bool = False
 
 
 def view_of(record: MemberRecord, lease_incarnation: int | None) -> MemberView:
@@ -48,6 +50,7 @@ def view_of(record: MemberRecord, lease_incarnation: int | None) -> MemberView:
         capacity_bytes=record.capacity_bytes,
         free_bytes=record.free_bytes,
         program=record.program,
+        serving=record.serving,
     )
 
 

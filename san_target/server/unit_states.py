@@ -38,19 +38,24 @@ Stored = tuple[ReservationsRecord, int]
 
 
 class UnitStates:
-    """A consumer of the follower. others: all other members that have not been removed."""
+    """A consumer of the follower.
+
+    others: all other members that have not been removed. may_live: whether one of them may still go by a lease.
+    """
 
     def __init__(
         self,
         follower: "StoreFollower",
         peering: "Peering",
         others: Callable[[], Iterable["MemberView"]],
+        may_live: Callable[["MemberView"], bool],
         unit_of: Callable[[str], "LogicalUnit | None"],
         background: "Background",
     ) -> None:
         self._follower = follower
         self._peering = peering
         self._others = others
+        self._may_live = may_live
         self._unit_of = unit_of
         self._background = background
         self._stored: dict[str, Stored] = {}
@@ -107,14 +112,14 @@ class UnitStates:
     # Making known -----------------------------------------------------------------------------------------------------
 
     def is_alone(self) -> bool:
-        return not any(member.alive for member in self._others())
+        return not any(self._may_live(member) for member in self._others())
 
     async def before_change(self, volume_id: str, binds: bool) -> None:
         """Can everybody be asked who will have to know? binds: it first keeps somebody out. Unavailable."""
         for member in self._others():
             link = self._peering.link(member.name)
-            if (member.alive or binds) and (link is None or link.state != "up"):
-                advice = "" if member.alive else "; if it never comes back: `member remove --force`"
+            if (self._may_live(member) or binds) and (link is None or link.state != "up"):
+                advice = "" if self._may_live(member) else "; if it never comes back: `member remove --force`"
                 log.warning("a change of reservations has to wait for a member", member=member.name)
                 raise Unavailable(f"member {member.name!r} has to know, and cannot be reached{advice}")
         if binds:
@@ -124,7 +129,7 @@ class UnitStates:
         await self._ask_all(SyncUnit(volume_id, epoch), everybody=False)
 
     async def _ask_all(self, message: Message, everybody: bool) -> None:
-        members = [member for member in self._others() if member.alive or everybody]
+        members = [member for member in self._others() if self._may_live(member) or everybody]
         answers = await asyncio.gather(*(self._ask(member, message, everybody) for member in members))
         reasons = list(filter(None, answers))
         if reasons:
@@ -135,7 +140,7 @@ class UnitStates:
         try:
             await self._peering.peers.ask(member.name, message, DEADLINE_S)
         except (PeerUnreachable, PeerRefused) as error:
-            is_alive = any(each.name == member.name and each.alive for each in self._others())
+            is_alive = any(each.name == member.name and self._may_live(each) for each in self._others())
             return str(error) if is_alive or everybody else ""
         return ""
 

@@ -140,7 +140,8 @@ def test_a_reserve_6_ends_with_the_life_of_its_member(tmp_path: Path) -> None:
             one, two = await made.log_in("m1"), await made.log_in("m2", HOST_B)
             assert (await one.command(RESERVE_6))[0] == 0
             assert await write(two, made.first_lba_of("m2"), 1) == CONFLICT
-            # Its member dies: nobody there can say that the session has ended.
+            # Its member ends, and nobody there says that the session has ended.
+            await made.members["m1"].membership.tell(serving=False)
             await made.members["m1"]._followers.cancel()
             await made.members["m1"]._background.cancel()
             await made.members["m1"].life.peering.stop()
@@ -290,6 +291,13 @@ def test_a_change_waits_for_no_dead_member_but_says_busy_for_a_live_one(
             assert await reserve_out(one, RESERVE, key=0xA) == BUSY
             await made.members["m2"]._followers.cancel()
             await made.members["m2"].membership.leave()
+            # Its lease is gone, but it did not say that it ends: it may still go by it, for as long as a lease lasts.
+            life = made.members["m1"].life
+            while made.members["m1"].members.view["m2"].alive:
+                await asyncio.sleep(0.02)
+            assert life.may_live(made.members["m1"].members.view["m2"])
+            assert await reserve_out(one, RESERVE, key=0xA) == BUSY
+            life._gone["m2"] = 1, life._gone["m2"][1] - made.members["m1"].environment.lease_ttl_s
             async with asyncio.timeout(20):
                 while await reserve_out(one, RESERVE, key=0xA) == BUSY:
                     await asyncio.sleep(0.05)
