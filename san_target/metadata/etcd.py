@@ -47,6 +47,7 @@ LEASE_KEEP_ALIVE = "/etcdserverpb.Lease/LeaseKeepAlive"
 FETCHED_ITEMS = 5000  # of a long range at once; for each such request etcd walks over all keys that follow
 RANGE_TRIES = 3
 RENEWAL_TRIES = 4
+SKIPPED_AT_ONCE = 128
 
 
 class EtcdStore:
@@ -139,6 +140,16 @@ class EtcdStore:
 
     def watch(self, prefix: str, from_revision: int) -> AsyncIterator[WatchBatch]:
         return watch(self._client, prefix, from_revision)
+
+    async def skip_to(self, revision: int) -> None:
+        """By changes, many at once: etcd gives out its revisions one by one, some ten thousand in a second."""
+        key = "skipped"
+        reached = (await self.range(key)).revision
+        while reached < revision:
+            some = min(revision - reached, SKIPPED_AT_ONCE)
+            results = await asyncio.gather(*(self.transact([], [Put(key, b"")]) for _ in range(some)))
+            reached = max(result.revision for result in results)
+        await self.transact([], [Delete(key)])
 
     async def grant_lease(self, ttl_s: float) -> int:
         """At least so long: etcd counts whole seconds, and has a minimum. One whose answer was lost ends by itself."""

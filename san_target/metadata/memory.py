@@ -187,6 +187,10 @@ class MemoryStore:
             self._watchers.discard(changed)
             self.data.watchers.discard(changed)
 
+    async def skip_to(self, revision: int) -> None:
+        data = self._opened()
+        data.revision = max(data.revision, revision)
+
     async def grant_lease(self, ttl_s: float) -> int:
         return self._opened().grant_lease(ttl_s)
 

@@ -192,6 +192,10 @@ class SqliteStore:
             if self._worker is not None and not self._watchers:
                 self._worker.watched = False
 
+    async def skip_to(self, revision: int) -> None:
+        await self._run(lambda: self._database.skip_to(revision))
+        self._wake()
+
     async def grant_lease(self, ttl_s: float) -> int:
         return await self._run(lambda: self._database.grant_lease(ttl_s))
 

@@ -357,6 +357,10 @@ class SqliteDatabase:
             self._keep_reserve(connection)
         return TransactionResult(True, revision)
 
+    def skip_to(self, revision: int) -> None:
+        with self._writing() as connection:
+            connection.execute("UPDATE state SET revision = max(revision, ?)", (revision,))
+
     def _apply(self, connection: sqlite3.Connection, operations: Sequence[Put | Delete]) -> int:
         """Make one revision of these changes and record them; returns it."""
         revision = self._revision(connection) + 1

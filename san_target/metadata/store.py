@@ -128,6 +128,10 @@ class Store(Protocol):
         """
         ...
 
+    async def skip_to(self, revision: int) -> None:
+        """Let every later change have a greater revision than this one. For a store that is just being restored."""
+        ...
+
     async def grant_lease(self, ttl_s: float) -> int:
         """A new lease id (> 0). The lease lasts at least `ttl_s`; etcd counts whole seconds."""
         ...

@@ -102,3 +102,20 @@ def test_keys_of_ended_leases_are_not_read(tmp_path: Path) -> None:
         await store.close()
 
     asyncio.run(body())
+
+
+def test_revisions_can_be_skipped(world: World) -> None:
+    """For a restored store: what is new in it must be newer than anything that its members have seen."""
+
+    async def test(first: Store, second: Store) -> None:
+        await first.transact([], [Put("a", b"1")])
+        await first.skip_to(world.base + 300)
+        result = await second.transact([], [Put("a", b"2")])
+        assert world.base + 300 < result.revision <= world.base + 304
+        watch = second.watch("", result.revision)
+        assert (await anext(watch)).revision == result.revision
+        await first.skip_to(world.base + 10)  # which was long ago
+        assert (await first.transact([], [Put("a", b"3")])).revision <= result.revision + 2
+        assert [item.key for item in (await first.range("")).items] == ["a"]
+
+    run(world, test)
