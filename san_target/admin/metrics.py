@@ -25,6 +25,9 @@ MEMBER_COUNTERS = {
     "rejects": "Reject PDUs sent",
     "digest_errors": "PDUs with a wrong header or data digest",
     "task_management": "task management requests received",
+    "sessions_moved": "sessions moved to other members",
+    "sessions_not_moved": "sessions that were to be moved, and could not be, or did not arrive",
+    "sessions_disobeyed": "sessions that did not go when asked to, so that their connection was closed",
 }
 MEMBER_GAUGES = {
     "sessions": "sessions logged in",
@@ -45,6 +48,25 @@ VOLUME_GAUGES = {
     "sessions": "sessions logged in",
     "size_bytes": "size as initiators see it",
     "allocated_bytes": "pool space taken",
+}
+# Of the member's last own load report: the numbers that the others decide by.
+LOAD_GAUGES = {
+    "client_iops": "commands per second of sessions here",
+    "client_bytes_per_second": "data per second of sessions here",
+    "depth": "commands at a time, of all sessions here",
+    "read_share": "share of reads in what sessions here ask for",
+    "sequential_share": "share of commands that begin where the one before ended",
+    "owned_iops": "I/O per second on blocks of this member",
+    "owned_bytes_per_second": "data per second of blocks of this member",
+    "served_iops": "of that, for other members",
+    "served_bytes_per_second": "of that, for other members",
+    "forwarded_iops": "I/O per second of sessions here on blocks of other members",
+    "forwarded_bytes_per_second": "data per second of sessions here of blocks of other members",
+    "storage_latency_s": "mean time that I/O waits which the cache cannot serve",
+    "storage_waits": "I/O per second that the cache cannot serve",
+    "cpu_share": "CPU time per second of this process",
+    "loop_delay_s": "how late the member comes to what is to be done",
+    "network_bytes_per_second": "data per second to and from initiators and members",
 }
 HEALTH_STATES = ("ok", "degraded", "starting", "stopping", "failed")
 
@@ -71,6 +93,7 @@ class MemberCollector(Collector):
             yield CounterMetricFamily(f"san_target_{field}", text, value=getattr(counters, field))
         for field, text in MEMBER_GAUGES.items():
             yield GaugeMetricFamily(f"san_target_{field}", text, value=getattr(counters, field))
+        yield from self._load()
         families: list[tuple[str, CounterMetricFamily | GaugeMetricFamily]] = [
             (field, CounterMetricFamily(f"san_target_volume_{field}", text, labels=["volume"]))
             for field, text in VOLUME_COUNTERS.items()
@@ -83,6 +106,13 @@ class MemberCollector(Collector):
             for volume in counters.volumes:
                 family.add_metric([volume.volume], getattr(volume, field))
             yield family
+
+    def _load(self) -> Iterator[Metric]:
+        """Each member tells of itself only; a scraper asks all of them."""
+        own = next((one.report for one in self._service.loads() if one.report and one.is_own), None)
+        for field, text in LOAD_GAUGES.items():
+            value = 0.0 if own is None else getattr(own, field)
+            yield GaugeMetricFamily(f"san_target_load_{field}", text, value=value)
 
 
 def registry_for(service: "MemberService") -> CollectorRegistry:

@@ -7,7 +7,10 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from san_target.admin.balance import BalanceReport, Load, MovedSession
 from san_target.admin.service import (
+    BalanceChanges,
+    BalanceRun,
     GroupStatus,
     MapEntry,
     Member,
@@ -15,6 +18,7 @@ from san_target.admin.service import (
     MemberService,
     Migration,
     MigrationRequest,
+    MoveRequest,
     Portal,
     PortalChanges,
     Resize,
@@ -193,6 +197,27 @@ async def drop_session(call: Call) -> None:
     await call.service.drop_session(call.path["id"])
 
 
+async def move_session(call: Call) -> MovedSession:
+    return await call.service.move_session(call.path["id"], call.body.to)
+
+
+async def show_loads(call: Call) -> tuple[Load, ...]:
+    return call.service.loads()
+
+
+async def show_balance(call: Call) -> BalanceReport:
+    return await call.service.balance("explain")
+
+
+async def change_balance(call: Call) -> BalanceReport:
+    await call.service.pause_balancing(call.body.paused)
+    return await call.service.balance("explain")
+
+
+async def run_balance(call: Call) -> BalanceReport:
+    return await call.service.balance("plan" if call.body.dry_run else "run")
+
+
 async def start_trace(call: Call) -> Trace:
     return call.tracer.start(call.path["id"], call.body.seconds)
 
@@ -344,6 +369,46 @@ OPERATIONS: tuple[Operation, ...] = (
         drop_session,
         status=204,
         failures=(404, 409),
+    ),
+    Operation(
+        "POST",
+        "/sessions/{id}/move",
+        "move_session",
+        "Ask a session's initiator to go on at another member, without an error; answered when it is there",
+        move_session,
+        MovedSession,
+        MoveRequest,
+        failures=(404, 409),
+    ),
+    Operation("GET", "/load", "show_loads", "The last load report of each member", show_loads, tuple[Load, ...]),
+    Operation(
+        "GET",
+        "/balance",
+        "show_balance",
+        "Who decides what is moved, what was decided last and why, and what was done",
+        show_balance,
+        BalanceReport,
+        failures=(409,),
+    ),
+    Operation(
+        "PATCH",
+        "/balance",
+        "change_balance",
+        "Pause balancing in the whole group, or go on",
+        change_balance,
+        BalanceReport,
+        BalanceChanges,
+        failures=(409,),
+    ),
+    Operation(
+        "POST",
+        "/balance/run",
+        "run_balance",
+        "Decide now, and do it unless it is a dry run; whatever the policy of the portal group",
+        run_balance,
+        BalanceReport,
+        BalanceRun,
+        failures=(409,),
     ),
     Operation(
         "POST",

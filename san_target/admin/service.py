@@ -11,6 +11,8 @@ from typing import Annotated, Literal, Protocol, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from san_target.admin.balance import BalanceReport, Load, MovedSession
+
 # "(?!\n)" because Python's "$" also matches before a final newline.
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?$(?!\n)"
 # RFC 7143 4.2.7: type designators iqn, eui and naa.
@@ -98,6 +100,24 @@ class MigrationRequest(Request, kw_only=True, frozen=True):
     start_lba: Annotated[int, Meta(ge=0)] | UnsetType = UNSET
     end_lba: Annotated[int, Meta(gt=0)] | UnsetType = UNSET
     limit_bytes_per_second: Annotated[int, Meta(ge=0, le=1 << 50)] = 0
+
+
+class MoveRequest(Request, kw_only=True, frozen=True):
+    """Move a session to the member `to`."""
+
+    to: Name
+
+
+class BalanceChanges(Request, kw_only=True, frozen=True):
+    """paused: nothing is moved by itself any more, in the whole group; false: again."""
+
+    paused: bool
+
+
+class BalanceRun(Request, kw_only=True, frozen=True):
+    """Look now; what is decided is done, unless `dry_run`."""
+
+    dry_run: bool = False
 
 
 class TraceRequest(Request, kw_only=True, frozen=True):
@@ -319,6 +339,8 @@ class VolumeCounters(Struct, kw_only=True, frozen=True):
 class Counters(Struct, kw_only=True, frozen=True):
     """Since the member's start, over all volumes, also deleted ones. sessions, connections and pool: as of now.
 
+    sessions_moved: by this member to others; sessions_not_moved: that could not be; sessions_disobeyed: that did not go
+    when they were asked to, so that their connection was closed.
     reinstatements: live sessions that another login of their initiator port ended; shared_initiator_ports: those that
     several machines use now, which end each other's sessions.
     """
@@ -340,6 +362,9 @@ class Counters(Struct, kw_only=True, frozen=True):
     task_management: int = 0
     pool_capacity_bytes: int = 0
     pool_free_bytes: int = 0
+    sessions_moved: int = 0
+    sessions_not_moved: int = 0
+    sessions_disobeyed: int = 0
     volumes: tuple[VolumeCounters, ...] = ()
 
 
@@ -427,6 +452,24 @@ class MemberService(Protocol):
     async def drop_session(self, session_id: str) -> None:
         """Close its connections; the initiator may log in again. NotFound: no such session; Conflict: its member does
         not answer."""
+        ...
+
+    async def move_session(self, session_id: str, to: str) -> MovedSession:
+        """Ask its initiator to go to the member `to`, which has accepted it. NotFound: session or member. Conflict: it
+        cannot be moved, or did not arrive there; says why."""
+        ...
+
+    def loads(self) -> tuple[Load, ...]:
+        """What all members told of their load last, by name."""
+        ...
+
+    async def balance(self, action: Literal["explain", "plan", "run"]) -> BalanceReport:
+        """As the member that decides sees it. explain: what it decided last; plan: a look now; run: and what it decides
+        then is done, whatever the policy. Conflict: nobody decides."""
+        ...
+
+    async def pause_balancing(self, paused: bool) -> None:
+        """For the whole group: nothing is moved by itself, or again."""
         ...
 
     def set_trace(self, session_id: str, sink: TraceSink | None) -> None:

@@ -8,6 +8,7 @@ import click
 import rich_click
 
 import san_target
+from san_target.cli.balance import balance, load
 from san_target.cli.client import global_options
 from san_target.cli.demo import demo
 from san_target.cli.group import group, member
@@ -64,5 +65,5 @@ def main(api: str | None, token_file: str | None) -> None:
     """A group of equal iSCSI members: one portal, plain disks, spread volumes."""
 
 
-for command in (serve, demo, group, member, volume, portal, session, migrate):
+for command in (serve, demo, group, member, volume, portal, session, migrate, load, balance):
     main.add_command(command)

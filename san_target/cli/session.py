@@ -44,6 +44,22 @@ def session_list(api: Api, as_json: bool) -> None:
     show(sessions, as_json, lambda: print_table(columns, sessions, "no sessions"))
 
 
+@session.command("move", cls=rich_click.RichCommand)
+@click.argument("session_id", metavar="SESSION")
+@click.option("--to", required=True, metavar="MEMBER", help="The member at which it is to go on.")
+@with_json
+@with_api
+def session_move(api: Api, session_id: str, to: str, as_json: bool) -> None:
+    """Move a session to another member; its initiator sees no error, only a short pause."""
+    moved = api.ask("POST", f"/sessions/{segment(session_id)}/move", {"to": to})
+
+    def tell() -> None:
+        how = " (it did not go by itself, and was dropped)" if moved["dropped"] else ""
+        click.echo(f"session {session_id} is now {moved['id']}, after {moved['seconds'] * 1000:.0f} ms{how}")
+
+    show(moved, as_json, tell)
+
+
 @session.command("drop", cls=rich_click.RichCommand)
 @click.argument("session_id", metavar="SESSION")
 @with_api

@@ -82,6 +82,11 @@ class Membership:
         return 0 if self.record is None else self.record.incarnation
 
     @property
+    def lease_id(self) -> int:
+        """0 = there is none."""
+        return self._lease_id
+
+    @property
     def renewal_interval_s(self) -> float:
         return self._ttl_s / RENEWALS_PER_TTL
 

@@ -8,7 +8,7 @@ import structlog
 from san_target.group.portal_addresses import WILDCARDS, own_portals, split_address
 from san_target.server.portal import LOG_LINES_PER_S, LogBudget
 from san_target.session.reinstatements import Reinstatements
-from san_target.session.target import Access, Target
+from san_target.session.target import Access, Moved, Target
 
 if TYPE_CHECKING:
     from san_target.session.session import Session
@@ -75,11 +75,16 @@ class Predecessors(Protocol):
         """See `session.target.Directory.succeed`."""
         ...
 
+    def arrived(self, volume_id: str, initiator_name: str, isid: bytes) -> Moved | None:
+        """See `session.target.Directory.arrived`."""
+        ...
+
 
 class TargetDirectory:
     """Targets by name. tsih_in_use: whether a session handle belongs to a session of this member.
 
     group: None while this member is alone: then everything is served here. Addresses given to it are as told.
+    began: called with each session of a target that begins.
     ask_store: returns when this member knows of a target of that name, if the store has one.
     """
 
@@ -87,6 +92,7 @@ class TargetDirectory:
         self.portals = Portals(())
         self.group: PortalGroup | None = None
         self.succession: Predecessors | None = None
+        self.began: Callable[[Session], None] | None = None
         self.ask_store: Callable[[str], Awaitable[None]] | None = None
         self.reinstatements = Reinstatements()
         self._log_budget = LogBudget(LOG_LINES_PER_S)
@@ -141,6 +147,14 @@ class TargetDirectory:
         if self.succession is None:
             return ""
         return await self.succession.succeed(target.unit.identity.volume_id, initiator_name, isid, address)
+
+    def arrived(self, target: Target, initiator_name: str, isid: bytes) -> Moved | None:
+        session = target.sessions.get((initiator_name, isid))
+        if session is not None and self.began is not None:
+            self.began(session)
+        if self.succession is None:
+            return None
+        return self.succession.arrived(target.unit.identity.volume_id, initiator_name, isid)
 
     def reinstated(self, old: "Session", by_address: str, now_s: float) -> None:
         """Also to be called where the other login is at another member."""

@@ -49,6 +49,10 @@ class Environment:
         """Seconds since 1970, for people."""
         return time.time()
 
+    def cpu_s(self) -> float:
+        """CPU time that this process has taken, of all its threads."""
+        return time.process_time()
+
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 

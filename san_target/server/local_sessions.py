@@ -28,7 +28,7 @@ class LocalSessions:
         return sum(len(target.sessions) for target in self._member.directory.all())
 
     def find(self, session_id: str) -> "Session | None":
-        return next((session for session in self.all() if self._id(session) == session_id), None)
+        return next((session for session in self.all() if self.id_of(session) == session_id), None)
 
     def get(self, session_id: str) -> "Session":
         """NotFound: there is none here. It says where one may be."""
@@ -67,7 +67,7 @@ class LocalSessions:
         now_s = member.environment.now_s()
         rate = member.rates.rate(session, now_s)
         return values.Session(
-            id=self._id(session),
+            id=self.id_of(session),
             initiator=session.initiator_name,
             isid=session.isid.hex(),
             volume=session.target.alias if session.target is not None else "",
@@ -76,8 +76,7 @@ class LocalSessions:
             since=utc(member.environment.wall_clock_s() - (now_s - session.since_s)),
             iops=rate.commands,
             bytes_per_second=rate.bytes,
-            # Only volumes whose blocks are all here are served here.
-            owners={member.name: 1.0} if counters.reads or counters.writes else {},
+            owners=member.balancing.monitor.owners_of(session),
             user=session.user,
             header_digest=parameters.header_digest,
             data_digest=parameters.data_digest,
@@ -93,7 +92,7 @@ class LocalSessions:
         quarrel = self._member.directory.reinstatements.quarrel_of(iqn, *session.key, now_s)
         return "" if quarrel is None else str(quarrel)
 
-    def _id(self, session: "Session") -> str:
+    def id_of(self, session: "Session") -> str:
         """Unique in the group."""
         return f"{self._member.name}-{session.tsih}"
 

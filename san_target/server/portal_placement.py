@@ -13,6 +13,7 @@ import structlog
 
 from san_target.group.portal_addresses import usable_portals
 from san_target.group.portal_group import TICKET_WAIT_S, Candidate, Choice, Decision, Login, Policy, Tickets, decide
+from san_target.group.portal_moves import Expected
 from san_target.peer.messages import SessionCount, SessionCountRequest, TicketReply, TicketRequest
 from san_target.server.other_members import DRAINING, NoAnswer
 
@@ -27,6 +28,9 @@ COUNT_FRESH_S: Final = 1.0
 """A number of sessions that is older is asked for again before a login is placed by it."""
 COUNT_OLD_S: Final = 3.0
 """One that is older does not count any more."""
+
+
+Adaptive = Callable[["Target", str, list[str], int], list[str] | None]
 
 
 @dataclass(slots=True)
@@ -44,6 +48,8 @@ class PortalPlacement:
     sessions    how many sessions of targets there are here
     has_room    whether more connections would be accepted here
     now_s       monotonic
+    expected    where sessions are to be sent that are moved just now
+    adaptive    the order in which members are offered a login (target, initiator name, members, turn); None: not known
     tickets_issued, tickets_used: counts
     """
 
@@ -67,6 +73,10 @@ class PortalPlacement:
         self._counts: dict[str, _Count] = {}
         self._counting: asyncio.Future[None] | None = None
         self._asking = Counter[str]()  # tickets asked for, without an answer yet
+        self.expected: Final = Expected()
+        self.adaptive: Callable[[Target, str, list[str], int], list[str] | None] = (
+            lambda _target, _name, _others, _turn: None
+        )
         self.tickets_issued = 0
         self.tickets_used = 0
 
@@ -76,6 +86,9 @@ class PortalPlacement:
         """See `session.target.Directory.place`; asked_at is this member's portal as initiators are told it."""
         login = Login(target.iqn, initiator_name, isid)
         began_s = self._now_s()
+        sent_on = self._where_expected(login, asked_at, began_s)
+        if sent_on:
+            return sent_on
         if self._tickets.admits(login, began_s):
             self.tickets_used += 1
             return None
@@ -85,15 +98,42 @@ class PortalPlacement:
             return None
         if draining or policy != Policy.ROUND_ROBIN:
             await self._refresh(others, began_s + TICKET_WAIT_S / 2)
-        decision = self._decide(policy, draining, others, asked_at)
+        decision = self._decide(policy, draining, others, asked_at, target, initiator_name)
         chosen = await self._get_ticket(decision, login, began_s + TICKET_WAIT_S)
         if chosen is None:
             return None
         log.debug("login is placed", target=login.target, member=chosen.member, reason=decision.reason)
         return chosen.portal
 
-    def _decide(self, policy: str, draining: bool, others: "list[MemberView]", asked_at: str) -> Decision:
+    def _where_expected(self, login: Login, asked_at: str, now_s: float) -> str:
+        """The portal of the member that a session is moved to just now; "" also if that is this member."""
+        member = self.expected.member_for(login, now_s)
+        if not member or member == self._others.name:
+            return ""
+        found = [self._candidate(one, asked_at) for one in self._others.serving() if one.name == member]
+        return found[0].portal or "" if found else ""
+
+    def _decide(
+        self,
+        policy: str,
+        draining: bool,
+        others: "list[MemberView]",
+        asked_at: str,
+        target: "Target",
+        initiator_name: str,
+    ) -> Decision:
         candidates = [self._candidate(one, asked_at) for one in others]
+        if policy == Policy.ADAPTIVE and not draining:
+            names = [one.name for one in candidates if not one.draining and one.portal is not None]
+            order = self.adaptive(target, initiator_name, names, self._turn)
+            if order is not None:
+                self._turn += 1
+                portals = {one.name: one.portal for one in candidates}
+                choices = ((name, portals.get(name)) for name in order)
+                return Decision(
+                    tuple(Choice(name, portal) for name, portal in choices if portal is not None),
+                    "predicted efficiency",
+                )
         decision = decide(policy, self._others.name, self.sessions_and_tickets(), draining, candidates, self._turn)
         self._turn += 1
         return decision

@@ -5,6 +5,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal, get_args
 
 from san_target.admin import service as values
+from san_target.admin.balance import BalanceReport, Load, MovedSession
 from san_target.admin.service import TraceSink
 from san_target.group.errors import Conflict
 from san_target.group.group_record import set_portal_policy
@@ -247,6 +248,18 @@ class Service:
     async def drop_session(self, session_id: str) -> None:
         await self._member.group_sessions.drop(session_id)
 
+    async def move_session(self, session_id: str, to: str) -> MovedSession:
+        return await self._member.balancing.move_session(session_id, to)
+
+    def loads(self) -> tuple[Load, ...]:
+        return self._member.balancing.loads()
+
+    async def balance(self, action: Literal["explain", "plan", "run"]) -> BalanceReport:
+        return await self._member.balancing.balance(action)
+
+    async def pause_balancing(self, paused: bool) -> None:
+        await self._member.balancing.balancer.set_paused(paused)
+
     def set_trace(self, session_id: str, sink: TraceSink | None) -> None:
         if sink is None:
             session = self._member.local_sessions.find(session_id)
@@ -288,6 +301,9 @@ class Service:
             shared_initiator_ports=len(member.directory.reinstatements.quarrels(member.environment.now_s())),
             digest_errors=portal.counters.digest_errors,
             task_management=portal.counters.task_management,
+            sessions_moved=member.balancing.moves.moved,
+            sessions_not_moved=member.balancing.moves.failed,
+            sessions_disobeyed=member.balancing.moves.disobeyed,
             pool_capacity_bytes=capacity_bytes,
             pool_free_bytes=free_bytes,
             volumes=tuple(_volume_counters(export, totals[export.record.name]) for export in exports.by_id.values()),

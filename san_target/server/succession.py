@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 import structlog
 
 from san_target.peer.link import PeerRefused, PeerUnreachable
-from san_target.peer.messages import ControlRefused, Done, EndSessions, Message
+from san_target.peer.messages import ControlRefused, Done, EndSessions, Message, SessionsEnded
 from san_target.scsi.nexus import Nexus
+from san_target.session.target import Moved
 
 if TYPE_CHECKING:
     from san_target.peer.identity import PeerIdentity
@@ -28,6 +29,8 @@ ASK_S: Final = 2.0
 """How long a login waits for a member that cannot be reached before its life is fenced."""
 DRAIN_S: Final = 8.0
 """How long it waits for commands that a member has under way to end; then the initiator has to try again."""
+
+ARRIVING_MAX: Final = 1024
 
 
 class Alive(Protocol):
@@ -44,7 +47,10 @@ class Alive(Protocol):
 
 
 class Succession:
-    """others: all other members. target_of: by volume id. ended: sessions that ended and whose tasks may not have."""
+    """others: all other members. target_of: by volume id. ended: sessions that ended and whose tasks may not have.
+
+    take_left: how a nexus left that was asked to go elsewhere, by volume id, name and ISID (`session_moves`)
+    """
 
     def __init__(
         self,
@@ -59,6 +65,8 @@ class Succession:
         self._reinstated = reinstated
         self._fenced: dict[str, int] = {}
         self._logging_in: dict[tuple[str, str, bytes], int] = {}
+        self._arriving: dict[tuple[str, str, bytes], Moved] = {}
+        self.take_left: Callable[[str, str, bytes], Moved | None] = lambda _volume_id, _name, _isid: None
         peering.answer(EndSessions, self._end_sessions)
 
     async def succeed(self, volume_id: str, initiator_name: str, isid: bytes, address: str) -> str:
@@ -78,9 +86,14 @@ class Succession:
         if self._fenced.get(member.name, 0) >= member.incarnation:
             return ""  # this life of it is known to be over
         try:
-            await self._peering.peers.ask(
+            answer = await self._peering.peers.ask(
                 member.name, message, DRAIN_S if self._is_up(member) else self._patience(member)
             )
+            if isinstance(answer, SessionsEnded):
+                key = message.volume_id, message.initiator_name, message.isid
+                self._arriving[key] = Moved(answer.attentions, answer.epoch, answer.blocks)
+                if len(self._arriving) > ARRIVING_MAX:
+                    del self._arriving[next(iter(self._arriving))]
         except PeerRefused as error:
             return str(error)
         except PeerUnreachable:
@@ -99,6 +112,10 @@ class Succession:
         """Its lease has ended and nobody answers: why wait?"""
         return ASK_S if member.alive else 0.0
 
+    def arrived(self, volume_id: str, initiator_name: str, isid: bytes) -> "Moved | None":
+        """How a nexus that has just succeeded itself left the other member, if it was asked to come here."""
+        return self._arriving.pop((volume_id, initiator_name, isid), None)
+
     # What others ask --------------------------------------------------------------------------------------------------
 
     async def _end_sessions(self, peer: "PeerIdentity", message: EndSessions) -> Message:
@@ -109,7 +126,7 @@ class Succession:
         if target is None:
             return Done()
         while (old := target.sessions.get(key)) is not None:
-            if not old.connection.ending:
+            if not old.connection.ending and not old.connection.leaving:
                 self._reinstated(old, message.address)
             await old.connection.terminate(f"session reinstated at member {peer.name}")
         ended = Nexus(*key, target.iqn, target.portal_group_tag)
@@ -118,4 +135,5 @@ class Succession:
         for session in list(target.sessions.values()):
             if session.initiator_name == message.initiator_name and session.connection.ending:
                 await session.connection.terminate("its initiator logs in at another member")
-        return Done()
+        left = self.take_left(message.volume_id, *key)
+        return Done() if left is None else SessionsEnded(left.attentions, left.epoch, left.blocks)

@@ -73,6 +73,7 @@ class Commands(Responses):
         self.heard_s = 0.0  # when the initiator was last heard
         self.logging_out = False  # no command is taken any more
         self.ending = False  # nothing is executed any more
+        self.leaving = False  # it goes elsewhere, and what still comes will be sent there again
         self.last_command: RawHeader = _NO_COMMAND  # the last SCSI Command PDU
         self.pattern = Pattern()
         # Buffers in `outgoing` that show blocks where they lie (view, LBA, blocks): sent before anything is changed.
@@ -100,6 +101,7 @@ class Commands(Responses):
             and session.target is not None
             and not (self.header_digest or self.data_digest or self.logging_out or self.ending)
             and self.trace is None
+            and not self.window_closes
             and not self._waiting
             and not self._ordered_executing
         )
@@ -182,14 +184,6 @@ class Commands(Responses):
         if self.turn_is_over():
             self.received.close()
 
-    def sample(self, before: RawHeader, last: RawHeader, first: RawHeader) -> None:
-        """At the end of a batch: its last two commands, and the last of the batch before (their CmdSN tells how many
-        commands came at once)."""
-        if self.session is not None:
-            at_once = last[7] - first[7] & 0xFFFFFFFF if first[0] else 1
-            at_a_time = max(len(self.tasks), min(at_once, self.limits.command_window))
-            self.pattern.look(before[9], last[9], self.session.counters.commands, at_a_time, self.heard_s)
-
     def reread(self, lba: int, blocks: int, into: memoryview) -> None:
         """For the shell: blocks in `viewed` again, as a copy. VolumeError."""
         self._device.reread(lba, blocks, into)
@@ -215,6 +209,8 @@ class Commands(Responses):
 
     def on_scsi_command(self, pdu: "Pdu") -> None:
         """A SCSI Command PDU whose turn has come (RFC 7143 11.3)."""
+        if self.leaving:
+            return
         header = hot.HEADER.unpack(pdu.bhs)
         fault = self._command_fault(header, pdu)
         if fault:

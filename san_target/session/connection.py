@@ -14,14 +14,14 @@ from san_target.session import task_management
 from san_target.session.commands import ANSWERS_PER_FLUSH
 from san_target.session.discovery import TextExchange, TextRequest
 from san_target.session.keepalive import Keepalive
+from san_target.session.leaving import attach
 from san_target.session.login import Login, LoginRefused, LoginRequest, LoginResult, LoginStatus
+from san_target.session.pattern import sample
 from san_target.session.session import Session
 from san_target.session.tasks import TaskBarrier
 from san_target.wire import hot, pdus
 from san_target.wire.framer import FramingError, Pdu
 from san_target.wire.opcodes import (
-    ASYNC_LOGOUT_REQUEST,
-    ASYNC_MESSAGE,
     ASYNC_SESSION_DROP,
     DATA_OUT,
     IMMEDIATE,
@@ -143,7 +143,7 @@ class Connection(Keepalive):
         if last is not first:
             self.last_command = last
             if self.heard_s >= self.pattern.next_s:
-                self.sample(before, last, first)
+                sample(self, before, last, first)
 
     def _dispatch(self, pdu: Pdu) -> None:
         opcode = pdu.bhs[0] & OPCODE_MASK
@@ -274,7 +274,7 @@ class Connection(Keepalive):
             return
         self.stage = Stage.FULL_FEATURE
         assert session.nexus is not None
-        session.target.unit.attach(session.nexus)
+        attach(self.directory, session.target, session.nexus)
         self.refresh_hot()
 
     # --- full feature phase: everything but SCSI commands ---------------------------------------------------------
@@ -387,17 +387,6 @@ class Connection(Keepalive):
             self.abort(tasks)
         else:
             respond()
-
-    def send_async(self, event: int, parameter1: int = 0, parameter2: int = 0, parameter3: int = 0) -> None:
-        """Send an Asynchronous Message (RFC 7143 11.9)."""
-        self.send_status(
-            ASYNC_MESSAGE, async_event=event, parameter1=parameter1, parameter2=parameter2, parameter3=parameter3
-        )
-        self.host.wake()
-
-    def request_logout(self, within_s: int) -> None:
-        """Ask the initiator to log out (it then logs in again): async event 1."""
-        self.send_async(ASYNC_LOGOUT_REQUEST, parameter3=within_s)
 
     def drop(self, reason: str) -> None:
         """End the session from our side: async event 3 tells the initiator that it may come back at once."""

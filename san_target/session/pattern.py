@@ -5,9 +5,12 @@ those are looked at; a sample stands for all commands since the one before. So w
 a thousandth, and a slow one loses nothing.
 """
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from san_target.scsi.hot import decode_read_write
+
+if TYPE_CHECKING:
+    from san_target.session.commands import Commands, RawHeader
 
 SAMPLE_S: Final = 0.005
 REGION_BLOCKS: Final = 2048
@@ -74,3 +77,13 @@ class Pattern:
         taken = Taken(self._commands, self._sequential, depth, self._regions)
         self._begin()
         return taken
+
+
+def sample(connection: "Commands", before: "RawHeader", last: "RawHeader", first: "RawHeader") -> None:
+    """At the end of a batch: its last two commands, and the last of the batch before (their CmdSN tells how many came
+    at once)."""
+    if connection.session is not None:
+        at_once = last[7] - first[7] & 0xFFFFFFFF if first[0] else 1
+        at_a_time = max(len(connection.tasks), min(at_once, connection.limits.command_window))
+        commands = connection.session.counters.commands
+        connection.pattern.look(before[9], last[9], commands, at_a_time, connection.heard_s)

@@ -2,7 +2,7 @@
 
 Invariants kept here: StatSN grows by one with every PDU that carries status; ExpCmdSN by one with every non-immediate
 command taken in order; MaxCmdSN never shrinks, and grows by one whenever a non-immediate command has ended, so at most
-`command_window` of them are open at a time.
+`command_window` of them are open at a time. While the window is being closed it does not grow.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from san_target.wire import pdus
 from san_target.wire.digest import digest
 from san_target.wire.framer import Framer, Pdu
 from san_target.wire.hot import HEADER
-from san_target.wire.opcodes import IMMEDIATE, REJECT
+from san_target.wire.opcodes import ASYNC_MESSAGE, IMMEDIATE, REJECT
 
 if TYPE_CHECKING:
     from san_target.session.host import Host
@@ -38,6 +38,8 @@ class Sequencer:
         self.stat_sn = 1
         self.exp_cmd_sn = 1
         self.max_cmd_sn = limits.command_window
+        self.window_closes = False
+        self._withheld = 0  # commands that ended meanwhile
         self.header_digest = False
         self.data_digest = False
         self.trace: Callable[[str, bytes], None] | None = None
@@ -57,7 +59,16 @@ class Sequencer:
 
     def command_ended(self) -> None:
         """A non-immediate command has ended: the initiator may send one more."""
-        self.max_cmd_sn = self.max_cmd_sn + 1 & _MASK
+        if self.window_closes:
+            self._withheld += 1
+        else:
+            self.max_cmd_sn = self.max_cmd_sn + 1 & _MASK
+
+    def reopen_window(self) -> None:
+        """What was withheld is given after all."""
+        self.window_closes = False
+        self.max_cmd_sn = self.max_cmd_sn + self._withheld & _MASK
+        self._withheld = 0
 
     def send(self, bhs: bytes, data: bytes | memoryview = b"") -> None:
         """Queue one PDU without AHS, with padding and digests as negotiated; `data` must stay unchanged until sent."""
@@ -88,6 +99,13 @@ class Sequencer:
             **fields,
         )
         self.send(bhs, data)
+
+    def send_async(self, event: int, parameter1: int = 0, parameter2: int = 0, parameter3: int = 0) -> None:
+        """Send an Asynchronous Message (RFC 7143 11.9)."""
+        self.send_status(
+            ASYNC_MESSAGE, async_event=event, parameter1=parameter1, parameter2=parameter2, parameter3=parameter3
+        )
+        self.host.wake()
 
     def reject(self, reason: int, bhs: bytes) -> None:
         """Reject a PDU, giving its header back (RFC 7143 11.17)."""

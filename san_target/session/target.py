@@ -47,6 +47,18 @@ class Target:
     sessions: "dict[tuple[str, bytes], Session]" = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What has to be kept of a nexus that goes from one member to another.
+
+    attentions: unit attentions (ASC, ASCQ) that it is still owed. epoch, blocks: of the unit when it left.
+    """
+
+    attentions: tuple[tuple[int, int], ...]
+    epoch: int
+    blocks: int
+
+
 class Directory(Protocol):
     """The targets of this member, as login and discovery see them."""
 
@@ -80,6 +92,11 @@ class Directory(Protocol):
 
         Why the login has to be tried again, or "". address: where it comes from, "host:port".
         """
+        ...
+
+    def arrived(self, target: Target, initiator_name: str, isid: bytes) -> Moved | None:
+        """After `succeed`: how this nexus left the member at which it was until now, which asked it to come here. None:
+        it begins anew."""
         ...
 
     def reinstated(self, old: "Session", by_address: str, now_s: float) -> None:

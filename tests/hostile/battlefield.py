@@ -21,7 +21,7 @@ from san_target.session.connection import Connection, Stage
 from san_target.session.host import Arena
 from san_target.session.parameters import TargetLimits
 from san_target.session.session import PortalCounters, Session
-from san_target.session.target import Access, Credentials, Target
+from san_target.session.target import Access, Credentials, Moved, Target
 from san_target.wire.framer import OWN_BUFFER_BYTES, LargeBuffers
 from san_target.wire.text import encode_pairs
 from tests.support.memory_device import MemoryDevice
@@ -177,6 +177,9 @@ class FieldDirectory:
     async def succeed(self, target: Target, initiator_name: str, isid: bytes, address: str) -> str:
         return ""
 
+    def arrived(self, target: Target, initiator_name: str, isid: bytes) -> Moved | None:
+        return None
+
     def reinstated(self, old: Session, by_address: str, now_s: float) -> None:
         pass
 
@@ -326,8 +329,9 @@ class Witness:
         assert bytes(self.host.sent[36:38]) == b"\0\0"
         self.host.sent.clear()
         for _ in range(8):
-            if (await self._command(bytes(6), 0))[0] == 0:
-                return
+            status, _, sense = await self._command(bytes(6), 0)
+            if not _is_unit_attention(status, sense):
+                return  # ready, or the medium was taken out by right
         raise AssertionError("unit attentions without end")
 
     async def prepare(self) -> None:
@@ -377,7 +381,11 @@ class Witness:
                 assert data == expected, "a witness reads something else than what is stored"
                 return "good"
             assert tolerant, f"a witness is answered status {status:#x}, sense {sense.hex()}"
-            if status == 0x02 and sense[2 if sense[0] & 0x7E == 0x70 else 1] & 0x0F == 0x06:
+            if _is_unit_attention(status, sense):
                 continue  # a unit attention tells what the attacker did
             return f"status {status:#x}"
         raise AssertionError("unit attentions without end")
+
+
+def _is_unit_attention(status: int, sense: bytes) -> bool:
+    return status == 0x02 and sense[2 if sense[0] & 0x7E == 0x70 else 1] & 0x0F == 0x06

@@ -17,7 +17,7 @@ from san_target.session.connection import Connection, Stage
 from san_target.session.host import Arena
 from san_target.session.parameters import TargetLimits
 from san_target.session.session import PortalCounters, Session
-from san_target.session.target import Access, Target
+from san_target.session.target import Access, Moved, Target
 from san_target.wire import opcodes, pdus
 from san_target.wire.digest import digest
 from san_target.wire.framer import LargeBuffers
@@ -54,6 +54,9 @@ class OneTarget:
 
     async def succeed(self, target: Target, initiator_name: str, isid: bytes, address: str) -> str:
         return ""
+
+    def arrived(self, target: Target, initiator_name: str, isid: bytes) -> Moved | None:
+        return None
 
     def reinstated(self, old: Session, by_address: str, now_s: float) -> None:
         self.reinstatements.append((old.address, by_address))

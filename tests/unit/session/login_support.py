@@ -9,7 +9,7 @@ from typing import Any
 from san_target.session.login import Login, LoginRequest, LoginResponse, LoginResult
 from san_target.session.parameters import TargetLimits
 from san_target.session.session import Session
-from san_target.session.target import Access, Target
+from san_target.session.target import Access, Moved, Target
 
 INITIATOR = "iqn.1993-08.org.debian:01:host"
 TARGET = "iqn.2020-01.net.example:disk"
@@ -51,6 +51,9 @@ class FakeDirectory:
 
     async def succeed(self, target: Target, initiator_name: str, isid: bytes, address: str) -> str:
         return ""
+
+    def arrived(self, target: Target, initiator_name: str, isid: bytes) -> Moved | None:
+        return None
 
     def reinstated(self, old: Session, by_address: str, now_s: float) -> None:
         raise AssertionError("login alone ends no session")

@@ -1,0 +1,318 @@
+"""One member decides for the whole group what is moved; all carry it out.
+
+The decider is the one whose name is under the key `balancer`, which is bound to its lease: when it ends, another takes
+its place. It looks at each of its own reports, and does one thing at a time (in a large group, one for each eight
+members); before the next, all members must have told their load three times anew.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+import structlog
+
+from san_target.admin.balance import BalanceAction, BalanceDecision, BalanceReport
+from san_target.group.connection_balancer import plan_moves
+from san_target.group.data_balancer import plan_migrations
+from san_target.group.decisions import RULES, Decision, Kind, View, chosen
+from san_target.group.efficiency import model_of
+from san_target.group.errors import AdministrationError
+from san_target.group.portal_group import Policy
+from san_target.group.view import holdings, range_flows
+from san_target.metadata.schema import BALANCE_KEY, BALANCER_KEY, BalanceRecord, BalancerRecord, decode, encode
+from san_target.metadata.store import Compare, Put, StoreError
+from san_target.server.local_sessions import utc
+from san_target.server.other_members import DRAINING, REMOVING, NoAnswer
+from san_target.server.session_moves import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from san_target.metadata.store import Event, Item
+    from san_target.server.background import Background
+    from san_target.server.balancing import Balancing
+    from san_target.server.member import Member
+    from san_target.volume.partition_map import MapSnapshot
+
+log = structlog.get_logger()
+
+ACTIONS_KEPT: Final = 32
+DECISIONS_SHOWN: Final = 100
+IDLE: Final = "the policy of the portal group is {policy!r}: only `adaptive` moves things by itself"
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One look. decisions: the best first."""
+
+    view: View
+    decisions: Sequence[Decision]
+    planning_s: float
+
+
+class Balancer:
+    """A consumer of the follower. decider: a member's name, "" = none. paused: by the operator, for the whole group."""
+
+    KINDS = ("balancer", "balance")
+
+    def __init__(self, member: "Member", parts: "Balancing", background: "Background") -> None:
+        self._member = member
+        self._parts = parts
+        self._monitor = parts.monitor
+        self._moves = parts.moves
+        self._read: list[Item] = []
+        self._background = background
+        self._moved: dict[str, float] = {}
+        self._migrated: dict[str, float] = {}
+        self._sulking: dict[tuple[str, str], float] = {}
+        self._reports_at_action: dict[str, tuple[int, int]] = {}
+        self._actions: deque[BalanceAction] = deque(maxlen=ACTIONS_KEPT)
+        self._looking = False
+        self._acting = False
+        self._seen: _Seen | None = None
+        self.decider = ""
+        self.paused = False
+
+    # What the follower calls ------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        self._read = []
+
+    def read(self, items: "Sequence[Item]") -> None:
+        self._read += items
+
+    def complete(self, revision: int) -> None:
+        items, self._read = self._read, []
+        self.decider, self.paused = "", False
+        for item in items:
+            self._put(item.key, item)
+
+    def take(self, revision: int, events: "Sequence[Event]") -> None:
+        for event in events:
+            self._put(event.key, event.item)
+
+    def _put(self, key: str, item: "Item | None") -> None:
+        if key == BALANCER_KEY:
+            self.decider = "" if item is None else decode(BalancerRecord, item.value, key).member
+        elif key == BALANCE_KEY:
+            self.paused = item is not None and decode(BalanceRecord, item.value, key).paused
+
+    # Who decides ------------------------------------------------------------------------------------------------------
+
+    @property
+    def decides(self) -> bool:
+        return self.decider == self._member.name
+
+    async def _stand(self) -> None:
+        """Become the decider, if there is none."""
+        record = encode(BalancerRecord(member=self._member.name))
+        try:
+            await self._member.store.transact(
+                [Compare(BALANCER_KEY, 0)], [Put(BALANCER_KEY, record, self._member.membership.lease_id)]
+            )
+        except StoreError as error:
+            log.debug("nobody can become the decider", reason=str(error))
+
+    async def set_paused(self, paused: bool) -> None:
+        """For the whole group. StoreError."""
+        await self._member.store.transact([], [Put(BALANCE_KEY, encode(BalanceRecord(paused=paused)))])
+        self.paused = paused
+
+    def reported(self) -> None:
+        """This member has just told its load: time for a look."""
+        if not self._looking:
+            self._looking = True
+            self._background.spawn(self._look())
+
+    async def _look(self) -> None:
+        try:
+            if not self.decider:
+                await self._stand()
+            elif self.decides and not self._acting:
+                seen = self.plan()
+                wanted = [one for one in chosen(seen.decisions, RULES, len(seen.view.loads)) if self._may(one)]
+                if wanted and not self._waiting_for():
+                    await self._carry_out(wanted)
+        finally:
+            self._looking = False
+
+    def _may(self, decision: Decision) -> bool:
+        """A drain is the operator's will; everything else is for the policy `adaptive`."""
+        if self.paused:
+            return False
+        if decision.urgent and decision.source in self._leaving():
+            return decision.kind is Kind.MOVE or self._parts.drains_data
+        return self._policy == Policy.ADAPTIVE
+
+    @property
+    def _policy(self) -> str:
+        return self._member.exports.group.portal_policy
+
+    def _waiting_for(self) -> list[str]:
+        """Members that have not told their load often enough since the last action."""
+        fresh = self._monitor.reports.fresh(self._member.environment.now_s())
+        waiting = []
+        for name, load in fresh.items():
+            incarnation, number = self._reports_at_action.get(name, (0, 0))
+            if incarnation == load.incarnation and load.number < number + RULES.fresh_reports:
+                waiting.append(name)
+        return waiting
+
+    # Planning ---------------------------------------------------------------------------------------------------------
+
+    def plan(self) -> _Seen:
+        began_s = self._member.environment.now_s()
+        view = self._view(began_s)
+        decisions = [*plan_moves(view), *plan_migrations(view)]
+        decisions.sort(key=lambda one: (one.taken, one.urgent, one.gain_s), reverse=True)
+        self._seen = _Seen(view, decisions, self._member.environment.now_s() - began_s)
+        return self._seen
+
+    def _leaving(self) -> frozenset[str]:
+        view = self._member.members.view.values()
+        return frozenset(one.name for one in view if one.state in (DRAINING, REMOVING))
+
+    def _view(self, now_s: float) -> View:
+        loads = self._monitor.reports.fresh(now_s)
+        members, leaving = self._member.members.view, self._leaving()
+        serving = frozenset(name for name, one in members.items() if one.alive and one.state == "active")
+        full = {
+            name
+            for name, one in loads.items()
+            if one.pool_capacity_bytes and one.pool_free_bytes < (1 - RULES.pool_high) * one.pool_capacity_bytes
+        }
+        volume_ids = list(self._member.exports.by_id)
+        for times in (self._moved, self._migrated):
+            for volume_id in [old for old, at_s in times.items() if now_s - at_s > RULES.rest_s]:
+                del times[volume_id]
+        for key in [old for old, until_s in self._sulking.items() if until_s < now_s]:
+            del self._sulking[key]
+        return View(
+            now_s,
+            loads,
+            model_of(loads),
+            serving,
+            leaving,
+            self._moved,
+            self._migrated,
+            self._sulking,
+            self._parts.volumes_moving(),
+            range_flows(loads, self._snapshot_of),
+            [*holdings(volume_ids, self._snapshot_of, leaving | full)] if leaving or full else [],
+        )
+
+    def _snapshot_of(self, volume_id: str) -> "tuple[MapSnapshot, int] | None":
+        export = self._member.exports.by_id.get(volume_id)
+        if export is None or export.snapshot is None:
+            return None
+        return export.snapshot, export.record.block_size
+
+    # Carrying out -----------------------------------------------------------------------------------------------------
+
+    async def _carry_out(self, decisions: Sequence[Decision]) -> None:
+        self._acting = True
+        try:
+            await asyncio.gather(*(self._do(one) for one in decisions))
+        finally:
+            self._acting = False
+            self._reports_at_action = {
+                name: (known.load.incarnation, known.load.number) for name, known in self._monitor.reports.all().items()
+            }
+
+    async def _do(self, decision: Decision) -> None:
+        outcome = await (self._move(decision) if decision.kind is Kind.MOVE else self._migrate(decision))
+        action = BalanceAction(
+            time=utc(self._member.environment.wall_clock_s()), decision=self._shown(decision), outcome=outcome or "done"
+        )
+        self._actions.append(action)
+        log.info(
+            "balancing",
+            kind=decision.kind,
+            source=decision.source,
+            destination=decision.destination,
+            what=decision.session or f"{decision.volume_id} {decision.start_lba}-{decision.end_lba}",
+            reason=decision.reason,
+            outcome=action.outcome,
+        )
+
+    async def _move(self, decision: Decision) -> str:
+        try:
+            outcome = await self._moves.move_anywhere(decision.session, decision.destination)
+        except NoAnswer as error:
+            outcome = Outcome(reason=str(error))
+        now_s = self._member.environment.now_s()
+        self._moved[decision.volume_id] = now_s
+        if outcome.dropped or outcome.reason:
+            self._sulking[decision.volume_id, decision.initiator] = now_s + RULES.sulk_s
+        return outcome.reason or ("it did not go by itself, and was dropped" if outcome.dropped else "")
+
+    async def _migrate(self, decision: Decision) -> str:
+        self._migrated[decision.volume_id] = self._member.environment.now_s()
+        try:
+            await self._parts.plan_migration(
+                decision.volume_id, decision.source, (decision.start_lba, decision.end_lba), decision.destination
+            )
+        except (AdministrationError, StoreError) as error:
+            return str(error)
+        return ""
+
+    # What is shown ----------------------------------------------------------------------------------------------------
+
+    async def run_once(self, dry_run: bool) -> BalanceReport:
+        """A look now, and what it decides is done, whatever the policy says; the decider's business."""
+        seen = self.plan()
+        if not dry_run and not self._acting:
+            await self._carry_out(chosen(seen.decisions, RULES, len(seen.view.loads)))
+        return self.report(self._decisions(seen.decisions))
+
+    def report(self, decisions: "Iterable[BalanceDecision] | None" = None) -> BalanceReport:
+        """As this member sees it, which is of use where it decides."""
+        seen = self._seen
+        state, reason = self._state()
+        if decisions is None:
+            decisions = self._decisions(() if seen is None else seen.decisions)
+        return BalanceReport(
+            decider=self.decider,
+            state=state,
+            reason=reason,
+            efficiency=1.0 if seen is None else seen.view.model.efficiency(),
+            members=sum(one.alive for one in self._member.members.view.values()),
+            reports=len(self._monitor.reports.fresh(self._member.environment.now_s())),
+            planning_s=0.0 if seen is None else seen.planning_s,
+            actions=tuple(self._actions),
+            decisions=tuple(decisions),
+        )
+
+    def _state(self) -> tuple[Literal["active", "idle", "paused", "waiting"], str]:
+        if self.paused:
+            return "paused", "`balance resume` goes on"
+        if self._policy != Policy.ADAPTIVE:
+            return "idle", IDLE.format(policy=self._policy)
+        waiting = self._waiting_for()
+        if waiting:
+            return "waiting", f"after an action, for new load reports of {', '.join(waiting[:5])}"
+        return "active", ""
+
+    def _decisions(self, decisions: Sequence[Decision]) -> list[BalanceDecision]:
+        return [self._shown(one) for one in decisions[:DECISIONS_SHOWN]]
+
+    def _shown(self, one: Decision) -> BalanceDecision:
+        export = self._member.exports.by_id.get(one.volume_id)
+        return BalanceDecision(
+            kind="move" if one.kind is Kind.MOVE else "migrate",
+            taken=one.taken,
+            reason=one.reason,
+            volume=one.volume_id if export is None else export.record.name,
+            source=one.source,
+            destination=one.destination,
+            efficiency_before=one.before,
+            efficiency_after=one.after,
+            gain_s=one.gain_s,
+            cost_s=one.cost_s,
+            session=one.session,
+            initiator=one.initiator,
+            start_lba=one.start_lba,
+            end_lba=one.end_lba,
+        )
