@@ -117,17 +117,19 @@ class Export:
 
     @property
     def trouble(self) -> str:
-        """What is wrong though it is served: a change that failed, a disk that takes no writes, blocks that are lost.
+        """What is wrong though it is served; "" = nothing.
 
-        "" = nothing.
+        A change that failed, a file that others removed or cut, a disk that takes no writes, blocks that are lost.
         """
         refusal = self._volume.refusal if self._volume is not None else ""
+        damage = "" if self._held is None or self._held.file.failed else self._held.file.damage()
         lost_bytes = self.snapshot.lost_blocks * self.record.block_size if self.snapshot is not None else 0
         return "; ".join(
             filter(
                 None,
                 (
                     self.failed_change,
+                    damage,
                     f"writes are refused: {refusal}" if refusal else "",
                     f"{lost_bytes} bytes of it are lost with a member that was removed" if lost_bytes else "",
                 ),

@@ -300,6 +300,26 @@ class SparseFile:
         """The disk space that the file takes."""
         return os.fstat(self._descriptor).st_blocks * 512
 
+    def damage(self) -> str:
+        """What others did to the file while it was open: removed, moved, replaced or cut; "" = nothing."""
+        found = os.fstat(self._descriptor)
+        try:
+            is_in_place = os.path.samestat(found, os.stat(self.path))
+        except OSError:
+            is_in_place = False
+        if not is_in_place:
+            open_file = f"/proc/{os.getpid()}/fd/{self._descriptor}"
+            return (
+                f"{self.path} was removed or moved while it was in use, and what is written to it is lost when this "
+                f"member ends: move it back, or, with its hosts at rest, save it: cp --sparse=always {open_file} COPY"
+            )
+        if found.st_size < self.size_bytes:
+            return (
+                f"{self.path} was cut to {found.st_size} bytes while it was in use: its end is lost; "
+                f"restore it from a backup with this member stopped"
+            )
+        return ""
+
     def fail(self, reason: str) -> None:
         if not self._failure:
             self._failure = reason

@@ -26,6 +26,10 @@ class PoolFile(BlocksFile, Protocol):
         """The disk space that it takes."""
         ...
 
+    def damage(self) -> str:
+        """What others did to the file while it was open, and what to do about it; "" = nothing."""
+        ...
+
 
 class PoolDirectory(Protocol):
     """The directory of one pool."""

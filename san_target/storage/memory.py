@@ -67,6 +67,9 @@ class MemoryFile:
     def failed(self) -> bool:
         return bool(self._failure)
 
+    def damage(self) -> str:
+        return ""
+
     def allocated_bytes(self) -> int:
         return len(self._pages) * PAGE_BYTES
 

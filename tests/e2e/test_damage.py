@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,6 +263,30 @@ def test_damaged_volumes_are_not_served_and_the_others_are(site: Site, tmp_path:
 
 
 @pytest.mark.slow
+def test_a_file_that_is_removed_or_cut_in_use_is_told(site: Site) -> None:
+    """Its bytes are still there, until the member ends; or some are gone. Hosts may not notice for long."""
+    site.member.start()
+    cut = site.member.pool / "volumes" / f"{site.member.ask('GET', '/volumes/good')['id']}.blocks"
+    site.blocks.unlink()
+    os.truncate(cut, MIB)
+    shown = site.member.ask("GET", "/volumes/bad")
+    assert "was removed or moved while it was in use" in shown["reason"]
+    assert "was cut to 1048576 bytes while it was in use" in site.member.ask("GET", "/volumes/good")["reason"]
+    group = site.member.ask("GET", "/group")
+    assert group["state"] == "degraded"
+    assert shown["reason"] in "\n".join(group["reasons"])
+    assert shown["reason"] in site.member.check("volume", "show", "bad").replace("\n", " ")
+
+    check_data(site.member, site.bad)
+    command = shown["reason"].partition("save it: ")[2].replace("COPY", str(site.member.directory / "saved"))
+    subprocess.run(command.split(), check=True)
+    assert site.member.stop() == 0
+    shutil.move(site.member.directory / "saved", site.blocks)
+    os.truncate(cut, VOLUME_BYTES)  # what was cut held nothing
+    site.member.start()
+    site.check_data()
+
+
 def test_damaged_volumes_can_be_deleted(site: Site) -> None:
     """The way out where there is no backup; nothing of them stays, and nothing of others goes."""
     member = site.member

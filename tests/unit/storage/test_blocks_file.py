@@ -2,7 +2,9 @@
 
 import errno
 import os
+import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -275,3 +277,44 @@ def _raiser(number: int):
         raise OSError(number, os.strerror(number))
 
     return raise_it
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def move(path: Path) -> None:
+    path.rename(path.with_suffix(".away"))
+
+
+def replace(path: Path) -> None:
+    copy = path.with_suffix(".copy")
+    copy.write_bytes(path.read_bytes())
+    copy.rename(path)
+
+
+@pytest.mark.parametrize("do", [remove, move, replace])
+def test_a_file_that_is_no_longer_in_its_place_can_be_saved(
+    file: SparseFile, tmp_path: Path, do: Callable[[Path], None]
+) -> None:
+    assert file.damage() == ""
+    do(file.path)
+    file.write(0, b"later" * 100)
+    assert "removed or moved" in file.damage()
+    command = file.damage().partition("save it: ")[2].replace("COPY", str(tmp_path / "saved"))
+    subprocess.run(command.split(), check=True)
+    saved = (tmp_path / "saved").read_bytes()
+    assert len(saved) == SIZE
+    assert saved.startswith(b"later" * 100)
+
+
+def test_a_file_that_was_cut_says_so(file: SparseFile) -> None:
+    os.truncate(file.path, 4096)
+    assert "was cut to 4096 bytes" in file.damage()
+
+
+def test_a_file_that_was_moved_back_is_sound(file: SparseFile) -> None:
+    move(file.path)
+    assert file.damage()
+    file.path.with_suffix(".away").rename(file.path)
+    assert file.damage() == ""
