@@ -1,5 +1,5 @@
 """`python -m san_target.cli` is `san-target`."""
 
-from san_target.cli.main import main
+from san_target.cli.entry import run
 
-main(prog_name="san-target")
+run()
