@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import socket
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ import click
 import rich_click
 from rich.console import Console
 
+import san_target
 from initiator_sim import plot as plotting
 from initiator_sim.chap import Credentials
 from initiator_sim.client import Initiator, ScsiError
@@ -74,6 +76,8 @@ def execute(work: Coroutine[Any, Any, Result]) -> Result:
         raise click.ClickException("no answer in time") from None
     except ConnectionRefusedError:
         raise click.ClickException("nobody listens at this portal (connection refused)") from None
+    except socket.gaierror as error:
+        raise click.ClickException(f"the portal's host name cannot be resolved ({error.strerror})") from None
     except _EXPECTED as error:
         raise click.ClickException(str(error) or type(error).__name__) from None
 
@@ -179,6 +183,7 @@ def print_json(document: object) -> None:
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(san_target.__version__, prog_name="initiator-sim", message="%(prog)s %(version)s")
 def main() -> None:
     """A simulated initiator: look at iSCSI targets, put load on them, check every byte."""
 

@@ -1,11 +1,12 @@
 """What a run looks like on a terminal: a live view while it works, a report at its end."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import Any, Final
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -144,8 +145,9 @@ def show_report(report: dict[str, Any], console: Console) -> None:
         table.add_row("remark", f"{text}: {count} times")
     console.print(table)
     for title, key in (("error", "error_messages"), ("rule broken", "violations"), ("hang", "hung")):
-        for message in report[key]:
-            console.print(f"[red]{title}[/]: {message}", highlight=False)
+        for message, count in Counter(report[key]).items():
+            times = f" ({count} times)" if count > 1 else ""
+            console.print(f"[red]{title}[/]: {escape(message)}{times}", highlight=False)
     console.print("[green]no error[/]" if report["ok"] else "[bold red]FAILED[/]")
 
 

@@ -17,6 +17,7 @@ import pytest
 import structlog
 from click.testing import CliRunner, Result
 
+import san_target
 from initiator_sim.cli import main
 from initiator_sim.personalities import PERSONALITIES
 from san_target.storage.faulty import Fault, Rule, Script
@@ -180,3 +181,35 @@ def test_nobody_at_the_portal() -> None:
     result = invoke("run", f"127.0.0.1:{free_port()}", "iqn.2026-01.org.example:disk")
     assert result.exit_code == 1
     assert result.stderr == "initiator-sim: nobody listens at this portal (connection refused)\n"
+
+
+def test_a_portal_without_an_address() -> None:
+    result = invoke("discover", "portal.invalid")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("initiator-sim: the portal's host name cannot be resolved (")
+
+
+def test_version() -> None:
+    assert invoke("--version").output == f"initiator-sim {san_target.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "entry", "loaded"),
+    [
+        ("san-target", "san_target.cli.entry", "san_target.cli.main"),
+        ("initiator-sim", "initiator_sim.entry", "initiator_sim.cli"),
+    ],
+)
+def test_ctrl_c_while_the_program_is_being_loaded(program: str, entry: str, loaded: str) -> None:
+    code = f"""
+import sys
+class Interrupting:
+    def find_spec(self, name, *rest):
+        if name == {loaded!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+from {entry} import run
+run()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", f"{program}: interrupted\n")

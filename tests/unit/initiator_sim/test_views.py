@@ -87,6 +87,13 @@ def test_the_report_says_what_is_wrong(rule: Rule, shown: str) -> None:
     assert shown in text(console)
 
 
+def test_equal_errors_are_one_line(sound: tuple[dict[str, Any], str]) -> None:
+    console = paper()
+    show_report({**sound[0], "error_messages": ["[a] no space", "[a] no space", "lost"], "ok": False}, console)
+    assert "error: [a] no space (2 times)" in text(console)
+    assert text(console).count("error: ") == 2
+
+
 @pytest.mark.parametrize("suffix", plot.SUFFIXES)
 def test_a_plot_is_drawn_with_its_marks(sound: tuple[dict[str, Any], str], tmp_path: Path, suffix: str) -> None:
     pytest.importorskip("matplotlib")
