@@ -28,6 +28,9 @@ COUNT_FRESH_S: Final = 1.0
 """A number of sessions that is older is asked for again before a login is placed by it."""
 COUNT_OLD_S: Final = 3.0
 """One that is older does not count any more."""
+BEGINNING_S: Final = 2.0
+"""How long a login that is served here counts while it is no session yet."""
+BEGINNING_MAX: Final = 4096
 
 
 Adaptive = Callable[["Target", str, list[str], int], list[str] | None]
@@ -73,6 +76,7 @@ class PortalPlacement:
         self._counts: dict[str, _Count] = {}
         self._counting: asyncio.Future[None] | None = None
         self._asking = Counter[str]()  # tickets asked for, without an answer yet
+        self._beginning: dict[Login, float] = {}  # logins served here, and until when they count
         self.expected: Final = Expected()
         self.adaptive: Callable[[Target, str, list[str], int], list[str] | None] = (
             lambda _target, _name, _others, _turn: None
@@ -91,6 +95,7 @@ class PortalPlacement:
             return sent_on
         if self._tickets.admits(login, began_s):
             self.tickets_used += 1
+            self._begins_here(login)
             return None
         policy, draining = self._policy(), self._others.draining
         others = self._others.serving()
@@ -101,9 +106,28 @@ class PortalPlacement:
         decision = self._decide(policy, draining, others, asked_at, target, initiator_name)
         chosen = await self._get_ticket(decision, login, began_s + TICKET_WAIT_S)
         if chosen is None:
+            self._begins_here(login)
             return None
         log.debug("login is placed", target=login.target, member=chosen.member, reason=decision.reason)
         return chosen.portal
+
+    def _begins_here(self, login: Login) -> None:
+        """It counts as a session from now on: hosts that all come at once must not all see an empty member."""
+        if len(self._beginning) < BEGINNING_MAX:
+            self._beginning[login] = self._now_s() + BEGINNING_S
+
+    def _logins_beginning(self) -> int:
+        now_s = self._now_s()
+        self._beginning = {
+            login: until_s
+            for login, until_s in self._beginning.items()
+            if until_s > now_s and not self._is_session(login)
+        }
+        return len(self._beginning)
+
+    def _is_session(self, login: Login) -> bool:
+        target = self._directory.find(login.target)
+        return target is None or (login.initiator_name, login.isid) in target.sessions
 
     def _where_expected(self, login: Login, asked_at: str, now_s: float) -> str:
         """The portal of the member that a session is moved to just now; "" also if that is this member."""
@@ -222,7 +246,7 @@ class PortalPlacement:
 
     def sessions_and_tickets(self) -> int:
         """Sessions here, and those that will be here in a moment."""
-        return self._sessions() + self._tickets.live(self._now_s())
+        return self._sessions() + self._logins_beginning() + self._tickets.live(self._now_s())
 
     def handlers(self) -> "Handlers":
         return {

@@ -10,7 +10,7 @@ from san_target.group.portal_group import TICKET_S, TICKET_WAIT_S
 from san_target.peer.messages import SessionCountRequest, TicketReply, TicketRequest
 from san_target.server.directory import Portals, TargetDirectory
 from san_target.server.other_members import OtherMembers
-from san_target.server.portal_placement import COUNT_FRESH_S, PortalPlacement
+from san_target.server.portal_placement import BEGINNING_S, COUNT_FRESH_S, PortalPlacement
 from san_target.session.target import Access, Target
 from tests.support.fake_peers import FakeMember, FakePeers
 from tests.support.virtual_time import run
@@ -82,10 +82,15 @@ class Group:
             assert target is not None
             address = await directory.place(target, initiator, isid, portal_of(way[-1]))
             if address is None:
-                self.members[way[-1]].sessions += 1
+                self.begin_session(way[-1], target, initiator, isid)
                 return way
             way.append(next(name for name in NAMES if portal_of(name) == address))
         raise AssertionError(f"a redirection loop: {way}")
+
+    def begin_session(self, at: str, target: Target, initiator: str, isid: bytes) -> None:
+        session: Any = object()  # nobody looks into it
+        self.members[at].sessions += 1
+        target.sessions[initiator, isid] = session
 
 
 def test_the_member_with_the_fewest_sessions_gets_the_login() -> None:
@@ -117,6 +122,28 @@ def test_logins_that_come_together_spread_by_the_tickets_under_way() -> None:
         assert {name: addresses.count(portal_of(name)) for name in ("m2", "m3")} == {"m2": 6, "m3": 6}
         counted = [member for member, message in group.peers.asked if isinstance(message, SessionCountRequest)]
         assert sorted(counted) == ["m2", "m3"]  # asked once for all
+
+    run(scenario())
+
+
+def test_logins_that_come_together_to_an_empty_group_spread_too() -> None:
+    """What is served here counts before it is a session, and no more when it is one or comes to nothing."""
+
+    async def scenario() -> None:
+        group = Group()
+        placement, directory = group.members["m1"].placement, group.members["m1"].directory
+        target = directory.find("iqn.2026-01.x:disk")
+        assert target is not None
+        hosts = [f"iqn.2026-01.x:{number}" for number in range(12)]
+        addresses = await asyncio.gather(*(directory.place(target, host, bytes(6), portal_of("m1")) for host in hosts))
+        assert [addresses.count(None), addresses.count(portal_of("m2")), addresses.count(portal_of("m3"))] == [4, 4, 4]
+        assert placement.sessions_and_tickets() == 4
+        begun = [host for host, address in zip(hosts, addresses, strict=True) if address is None][:3]
+        for host in begun:
+            group.begin_session("m1", target, host, bytes(6))
+        assert placement.sessions_and_tickets() == 4
+        await asyncio.sleep(BEGINNING_S)
+        assert placement.sessions_and_tickets() == 3
 
     run(scenario())
 
