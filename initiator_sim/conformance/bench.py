@@ -24,6 +24,7 @@ ROUNDS_MAX: Final = 32
 SCRATCH_BLOCKS: Final = 128
 PAIRS_MAX: Final = 12
 AUTHENTICATION_FAILURE: Final = 0x0201
+REDIRECTION: Final = 1
 SECURITY: Final = 0
 OPERATIONAL: Final = 1
 FULL_FEATURE: Final = 3
@@ -263,10 +264,15 @@ class Bench:
     async def attempt(self, pairs: Sequence[Pair], **fields: Any) -> Attempt:
         """A connection and a first Login Request made by hand: security stage to operational, unless fields differ.
 
-        At `home`, so that it is not redirected.
+        At `home`; where members take turns it may still be sent elsewhere, and is made again there.
         """
         address, isid = await self.home()
-        return await self.attempt_on(await self.connect(address), pairs, **({"isid": isid} | fields))
+        for _ in range(REDIRECTS_MAX):
+            attempt = await self.attempt_on(await self.connect(address), pairs, **({"isid": isid} | fields))
+            if attempt.status is None or attempt.status >> 8 != REDIRECTION or "TargetAddress" not in attempt.keys:
+                break
+            address = attempt.keys["TargetAddress"]
+        return attempt
 
     async def attempt_on(self, wire: Wire, pairs: Sequence[Pair] | bytes, **fields: Any) -> Attempt:
         """The next Login Request made by hand on a connection. Raises Silence; Failed for any other answer."""
