@@ -2,8 +2,8 @@
 
 A member that holds nothing goes in peace: one that has ended, or a drained one, which ends by itself when it sees that
 it is being removed. With force, one that never comes back is given up: its ranges are lost, which volumes tell as
-MEDIUM ERROR instead of waiting for it. Nothing of that happens while its lease lasts, nor for a lease's time after that;
-and once its record says that it is being removed it gets no lease any more.
+MEDIUM ERROR instead of waiting for it. Nothing of that happens while its lease lasts, nor for a lease's time after
+that; and once its record says that it is being removed it gets no lease any more.
 
 The record goes from "removing" to "removed" when nothing refers to the member any more; a removal that was interrupted
 is done by asking for it again. The record stays, so that the member is recognised should it start after all.
