@@ -9,6 +9,7 @@ import msgspec
 import structlog
 
 from san_target.group.migration import (
+    BACK_OFF_MIN_S,
     CANCELLED,
     DONE,
     FAILURES_MAX,
@@ -23,17 +24,19 @@ from san_target.group.migration import (
     back_off_s,
     largest_piece,
     next_piece,
+    owned,
     pieces_left,
     units,
 )
 from san_target.group.moving_volume import MovingVolume, clear_moved
 from san_target.group.pacing import Pace
-from san_target.group.piece_mover import Journal, PieceMover, Source
+from san_target.group.piece_mover import Journal, PieceMover, Source, hand_over
 from san_target.group.volumes import DELETING
 from san_target.metadata.schema import MigrationRecord, VolumeRecord, decode, encode, migration_key, volume_key
 from san_target.metadata.store import Compare, Item, Put, StoreError
 from san_target.storage.records import PoolError
 from san_target.volume.device import VolumeError
+from san_target.volume.mirror import MirrorFailed
 
 if TYPE_CHECKING:
     from san_target.volume.volume import Volume
@@ -87,6 +90,7 @@ class Migrator:
         if journal is None:
             return
         self._journal = journal
+        await self._hand_over_what_was_moved(journal)
         while True:
             if journal.record.wanted != RUN:
                 await self._end(PAUSED if journal.record.wanted == PAUSE else CANCELLED, "")
@@ -103,6 +107,35 @@ class Migrator:
                 await self._end(DONE, "")
                 return
             await self._move(journal, moving, moving.volume, piece)
+
+    async def _hand_over_what_was_moved(self, journal: Journal) -> None:
+        """An earlier life may have ended between a commit and its handover, and the destination waits for that."""
+        record = journal.record
+        destination = record.destination
+        while journal.record.wanted == RUN:
+            moving = self._volume_of(record.volume_id)
+            if moving is None or moving.volume is None:
+                return
+            snapshot, generation = moving.map_now, journal.generation
+            moved = [
+                piece
+                for piece in owned(snapshot, destination, record.start_lba, record.end_lba)
+                if snapshot.find(piece.start).generation == generation
+            ]
+            link = self._source.link(destination)
+            try:
+                for piece in moved if link is not None else ():
+                    await hand_over(
+                        self._source, journal, link, moving.volume.block_size, piece, moving.volume.revision
+                    )
+                if link is not None or not moved:
+                    return
+                reason = f"member {destination!r} cannot be reached"
+            except MirrorFailed as error:
+                reason = str(error)
+            await self._write(state=RETRYING, reason=reason)
+            await self._rest(BACK_OFF_MIN_S)
+            await self._look_again()
 
     def _blocks(self, volume: "Volume") -> int:
         return self._piece_bytes // volume.block_size

@@ -7,9 +7,9 @@ takes at best. Each late answer halves the share of the time that is spent copyi
 
 from typing import Final
 
-LAG_S_MAX: Final = 0.004
+LAG_S_MAX: Final = 0.01
 SLOWER_MAX: Final = 4.0
-SHARE_MIN: Final = 0.05
+SHARE_MIN: Final = 0.2
 SHARE_STEP: Final = 0.05
 FORGET: Final = 1.02
 """What a block takes at best is forgotten slowly."""

@@ -411,16 +411,7 @@ class PieceMover:
             await self._source.sleep(HANDOVER_RETRY_S)
         if link is None:
             raise StepFailed(f"member {record.destination!r} cannot be reached")
-        mirror = Mirror(
-            link,
-            bytes.fromhex(record.volume_id),
-            self._volume.block_size,
-            *self._piece,
-            self._journal.generation,
-            self._attempt,
-            self._source.may_serve,
-        )
-        await mirror.ask(Operation.HANDOVER, self._piece.start, self._blocks, b"", HANDOVER_S, revision=self._revision)
+        await hand_over(self._source, self._journal, link, self._volume.block_size, self._piece, self._revision)
 
     async def _route(self) -> None:
         placement = Placement(self._journal.record.destination, generation=self._journal.generation)
@@ -437,6 +428,17 @@ class PieceMover:
     async def _cancel(self) -> None:
         if self._link is not None and self._link.state == "up":
             await self._ask(Operation.CANCEL, CANCEL_S)
+
+
+async def hand_over(
+    source: Source, journal: Journal, link: PeerLinkNow | None, block_size: int, piece: Piece, revision: int
+) -> None:
+    """Tell the present life of the destination that blocks are its own, by the store. MirrorFailed."""
+    if link is None:
+        raise MirrorFailed("the destination cannot be reached")
+    volume_id = bytes.fromhex(journal.record.volume_id)
+    asking = Mirror(link, volume_id, block_size, *piece, journal.generation, 0, source.may_serve)
+    await asking.ask(Operation.HANDOVER, piece.start, piece.end - piece.start, b"", HANDOVER_S, revision=revision)
 
 
 def _look_at_result(commit: "asyncio.Future[TransactionResult]") -> None:

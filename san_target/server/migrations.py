@@ -50,6 +50,7 @@ class Migrations:
         self._working: dict[str, tuple[Migrator, asyncio.Task[None]]] = {}
         self._gone_since_s: dict[str, float] = {}
         self._read: dict[str, tuple[MigrationRecord, int]] = {}
+        self._complete_at = 0
         self.known: dict[str, tuple[MigrationRecord, int]] = {}
 
     # What the follower calls ------------------------------------------------------------------------------------------
@@ -64,6 +65,7 @@ class Migrations:
 
     def complete(self, revision: int) -> None:
         self.known, self._read = self._read, {}
+        self._complete_at = revision
         self._look()
 
     def take(self, revision: int, events: "Sequence[Event]") -> None:
@@ -93,11 +95,11 @@ class Migrations:
 
     async def _keep_looking(self) -> None:
         while self._lives:
-            try:
-                for export in list(self._member.exports.by_id.values()):
+            for export in list(self._member.exports.by_id.values()):
+                try:
                     await self._settle(export)
-            except (VolumeError, PoolError, PartitionMapError) as error:
-                log.info("what migrations left cannot be cleared away yet", reason=str(error))
+                except (VolumeError, PoolError, PartitionMapError) as error:
+                    log.info("what migrations left waits", volume=export.record.name, reason=str(error))
             await self._member.environment.sleep(LOOK_S)
 
     # The source -------------------------------------------------------------------------------------------------------
@@ -161,52 +163,57 @@ class Migrations:
 
     async def _settle(self, export: "Export") -> None:
         """Bring what the pool records of one volume in line with the store."""
-        if export.volume is None:
+        if export.volume is None or not self._knows():
             return
         if gone(export, self._member.name):
             await clear_moved(export, self._member.name)
         for piece in export.held:
-            if piece.state != HELD:
+            if piece.state != HELD and piece in export.held:
                 await self._settle_piece(export, piece)
 
-    async def _settle_piece(self, export: "Export", piece: HeldRange) -> None:
-        volume_id = bytes.fromhex(export.record.id)
-        found = next((each for each in self.known.values() if each[1] == piece.generation), None)
-        record = None if found is None else found[0]
-        is_over = record is None or record.state in FINISHED
-        receiving = self._receiver.is_receiving(volume_id, piece.generation)
-        source_ended = is_over or (record is not None and self._has_ended(record))
-        if receiving and not source_ended:
-            return
-        for start, end in self._mine(export, piece):
-            if source_ended or not receiving:
-                await self._take_over(export, piece, start, end, source_ended)
-        if not self._is_any_mine(export, piece) and (is_over or not receiving):
-            if receiving:
-                await self._receiver.end_of(volume_id, piece.generation)
-            await self._receiver.discard(export, volume_id, piece.generation, piece.start_lba, piece.end_lba)
+    def _knows(self) -> bool:
+        """Are map and migrations of one revision? (While everything is read again, one comes before the other.)"""
+        return self._lives and self._complete_at <= self._member.follower.revision
 
-    async def _take_over(self, export: "Export", piece: HeldRange, start: int, end: int, source_ended: bool) -> None:
-        """The store says that it is this member's. If the source lives, it hands the piece over itself."""
-        if source_ended and piece.state != RECEIVING:
-            revision = 0 if export.volume is None else export.volume.revision
-            volume_id = bytes.fromhex(export.record.id)
-            await self._receiver.take_over(export, volume_id, piece.generation, start, end, revision)
+    async def _settle_piece(self, export: "Export", piece: HeldRange) -> None:
+        """What was received and is not handed over: by an earlier life, from a source that ended, or still coming."""
+        volume_id = bytes.fromhex(export.record.id)
+        record = next((each[0] for each in self.known.values() if each[1] == piece.generation), None)
+        is_over = record is None or record.state in FINISHED
+        is_coming = self._receiver.is_receiving(volume_id, piece.generation)
+        source_ended = record is None or is_over or self._has_ended(record)
+        if is_coming and not source_ended:
+            return
+        mine = self._mine(export, piece)
+        if mine:
+            for start, end in mine if source_ended and piece.state != RECEIVING else ():
+                revision = 0 if export.volume is None else export.volume.revision
+                await self._receiver.take_over(export, volume_id, piece.generation, start, end, revision)
+        elif is_over or not is_coming:
+            # No commit can come true any more: it compares the migration's key, and the lease of this life.
+            if is_coming:
+                await self._receiver.end_of(volume_id, piece.generation)
+            await self._receiver.discard(
+                export,
+                volume_id,
+                piece.generation,
+                piece.start_lba,
+                piece.end_lba,
+                lambda: self._knows() and not self._mine(export, piece),
+            )
 
     def _mine(self, export: "Export", piece: HeldRange) -> list[tuple[int, int]]:
         """What of the piece is this member's by the store, or by what it knows better."""
-        found = []
-        snapshots = [export.map_now, export.stored_map.whole()]
+        stored_map = self._member.exports.stored_map(export.record.id)
+        snapshots = [export.map_now, *([] if stored_map is None else [stored_map.whole()])]
+        found = set()
         for snapshot in snapshots:
             for start, end, placement in snapshot.ranges(piece.start_lba):
                 if start >= piece.end_lba:
                     break
                 if placement.owner == self._member.name and placement.generation == piece.generation:
-                    found.append((max(start, piece.start_lba), min(end, piece.end_lba)))
-        return sorted(set(found))
-
-    def _is_any_mine(self, export: "Export", piece: HeldRange) -> bool:
-        return bool(self._mine(export, piece))
+                    found.add((max(start, piece.start_lba), min(end, piece.end_lba)))
+        return sorted(found)
 
     def _has_ended(self, record: MigrationRecord) -> bool:
         """Is the life of the source that worked on it over, and everything with it?

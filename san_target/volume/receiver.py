@@ -281,14 +281,23 @@ class Receiver:
         self, volume: ReceivingVolume, volume_id: bytes, generation: int, start: int, end: int, revision: int
     ) -> None:
         """Serve what was sealed. Once more is harmless. Only when nobody else serves it, nor will."""
-        known = [(piece.state, piece.generation) for piece in overlapping(volume.held, start, end)]
-        if not known or any(each not in ((SEALED, generation), (HELD, generation)) for each in known):
+        known = overlapping(volume.held, start, end)
+        is_whole = sum(piece.end_lba - piece.start_lba for piece in known) == end - start
+        if not is_whole or any(each.generation != generation or each.state not in (SEALED, HELD) for each in known):
             raise _Refused(Status.FAILED, "the piece was not sealed here")
-        reception = self._receptions.pop((volume_id, generation), None)
-        if reception is not None:
+        # The reception stays until the piece is served: whoever looks meanwhile must not take it for left over.
+        reception = self._receptions.get((volume_id, generation))
+        if reception is not None and reception.start < end and start < reception.end:
             await reception.end_it()
         await volume.change_held(lambda held: with_state(held, start, end, generation, HELD))
         volume.place(start, end, Placement(self._member_name, generation=generation), revision)
+        if reception is not None and reception.is_over:
+            self._forget(volume_id, reception)
+
+    def _forget(self, volume_id: bytes, reception: Reception) -> None:
+        key = volume_id, reception.generation
+        if self._receptions.get(key) is reception:
+            del self._receptions[key]
 
     async def _cancel(self, peer: "PeerIdentity", request: Request, volume: ReceivingVolume) -> None:
         """The source knows that this attempt is not and will not be committed."""
@@ -300,12 +309,24 @@ class Receiver:
             await reception.end_it()
         await self.discard(volume, request.volume_id, request.generation, *_range_of(request))
 
-    async def discard(self, volume: ReceivingVolume, volume_id: bytes, generation: int, start: int, end: int) -> None:
-        """Clear away what was received and is surely not this member's, nor will be [2]; unless it is received anew."""
+    async def discard(
+        self,
+        volume: ReceivingVolume,
+        volume_id: bytes,
+        generation: int,
+        start: int,
+        end: int,
+        still: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Clear away what was received and is surely not this member's, nor will be [2]; unless it is received anew.
+
+        still: whether that is so; asked again under the lock.
+        """
 
         def check() -> None:
             known = overlapping(volume.held, start, end)
-            if (volume_id, generation) in self._receptions or any(each.state == HELD for each in known):
+            is_new = (volume_id, generation) in self._receptions or any(each.state == HELD for each in known)
+            if is_new or not still():
                 raise _Refused(Status.BUSY, "the blocks are received anew, or this member's by now")
 
         def forget(held: tuple[HeldRange, ...]) -> tuple[HeldRange, ...]:

@@ -184,6 +184,43 @@ def test_nothing_is_taken_over_that_was_not_sealed() -> None:
     run(work())
 
 
+def test_a_piece_that_is_being_taken_over_is_not_taken_for_left_over() -> None:
+    async def work() -> None:
+        pair = Pair()
+        await sealed(pair)
+        recorded, go_on = asyncio.Event(), asyncio.Event()
+        change_held = pair.destination.change_held
+
+        async def slowly(change: object) -> None:
+            recorded.set()
+            await go_on.wait()
+            await change_held(change)  # type: ignore[arg-type]
+
+        pair.destination.change_held = slowly  # type: ignore[method-assign, assignment]
+        handing_over = asyncio.create_task(pair.mirror().ask(Operation.HANDOVER, START, BLOCKS_OF_PIECE, revision=8))
+        await recorded.wait()
+        assert pair.receiver.is_receiving(ID, GENERATION)
+        with pytest.raises(Exception, match="received anew"):
+            await pair.receiver.discard(pair.destination, ID, GENERATION, START, END)
+        go_on.set()
+        await handing_over
+        assert not pair.receiver.is_receiving(ID, GENERATION)
+        assert bytes(await pair.destination.volume.read(START, 8)) == block(9) * 8
+
+    run(work())
+
+
+def test_the_handover_must_be_of_what_lies_there() -> None:
+    async def work() -> None:
+        pair = Pair()
+        await sealed(pair)
+        with pytest.raises(MirrorFailed, match="was not sealed"):
+            await pair.mirror().ask(Operation.HANDOVER, START - 1, BLOCKS_OF_PIECE + 1, revision=8)
+        assert pair.destination.states() == {SEALED}
+
+    run(work())
+
+
 def test_after_the_handover_nothing_is_mirrored_any_more() -> None:
     async def work() -> None:
         pair = Pair()
