@@ -16,6 +16,7 @@ from san_target.cli.migrate import migrate
 from san_target.cli.portal import portal
 from san_target.cli.serve import serve
 from san_target.cli.session import session
+from san_target.cli.store import store
 from san_target.cli.volume import volume
 
 
@@ -65,5 +66,5 @@ def main(api: str | None, token_file: str | None) -> None:
     """A group of equal iSCSI members: one portal, plain disks, spread volumes."""
 
 
-for command in (serve, demo, group, member, volume, portal, session, migrate, load, balance):
+for command in (serve, demo, group, member, volume, portal, session, migrate, load, balance, store):
     main.add_command(command)

@@ -28,7 +28,10 @@ async def ensure_group(store: Store, name: str, new_id: str, new_secret: bytes) 
     record = await find_group(store)
     if record is None:
         if (await store.range("")).items and await store.get(GROUP_KEY) is None:
-            raise StoreError("the store holds records but no group: it is damaged, restore it from a backup")
+            raise StoreError(
+                "the store holds records but no group: it is damaged, or was not restored completely; restore it from "
+                "a backup"
+            )
         mine = GroupRecord(id=new_id, name=name, portal_group_tag=PORTAL_GROUP_TAG)
         await store.transact(
             [Compare(GROUP_KEY, 0), Compare(GROUP_SECRET_KEY, 0)],

@@ -16,13 +16,24 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     version: int = SCHEMA_VERSION
 
 
+class RestoreRecord(msgspec.Struct, frozen=True):
+    """The store was restored as `id`, from a backup of this revision of the store as it was until then."""
+
+    id: str
+    revision: int
+
+
 class GroupRecord(Record, kw_only=True, frozen=True):
-    """`group`: one per store. portal_policy: round-robin | least-loaded | adaptive | none."""
+    """`group`: one per store. portal_policy: round-robin | least-loaded | adaptive | none.
+
+    restores: in order; by them a pool tells whether it has seen more than the backup knew.
+    """
 
     id: str
     name: str
     portal_group_tag: int = 1
     portal_policy: str = "none"
+    restores: tuple[RestoreRecord, ...] = ()
 
 
 class GroupSecretRecord(Record, kw_only=True, frozen=True):

@@ -175,7 +175,8 @@ class Member:
         self._threads = environment.make_threads()
         pool = environment.make_pool(config.pool_directory, self._threads)
         group = await self._find_group(store, pool)
-        await pool.open(group.id, (await store.range(GROUP_KEY)).revision)
+        restores = [(restore.id, restore.revision) for restore in group.restores]
+        await pool.open(group.id, (await store.range(GROUP_KEY)).revision, restores)
         self._pool = pool
         self._membership = Membership(
             store, self.name, self._pool_facts(), environment.boottime_s, environment.lease_ttl_s

@@ -79,13 +79,14 @@ class Pool:
 
     # Open and close --------------------------------------------------------------------------------------------------
 
-    async def open(self, group_id: str, store_revision: int) -> None:
+    async def open(self, group_id: str, store_revision: int, restores: Sequence[tuple[str, int]] = ()) -> None:
         """Open the pool, or make an empty directory one. Completes interrupted atomic writes and deletions.
 
-        store_revision: the revision at which the store was read just now. PoolError: nothing is open.
+        store_revision: the revision at which the store was read just now; restores: of the store, in order (id,
+        revision of the backup). PoolError: nothing is open.
         """
         try:
-            await self._threads.run(self._open, group_id, store_revision)
+            await self._threads.run(self._open, group_id, store_revision, tuple(restores))
         except (OSError, StorageError, PoolError) as error:
             await self.close()
             raise _explained(error, self.directory) from error
@@ -94,13 +95,14 @@ class Pool:
         """Close all files; no request may be under way."""
         await self._threads.run(self._close)
 
-    def _open(self, group_id: str, store_revision: int) -> None:
+    def _open(self, group_id: str, store_revision: int, restores: tuple[tuple[str, int], ...] = ()) -> None:
         self._files.make()
         self._files.lock()
         path = self.directory / _RECORD
         if self._files.exists(_RECORD):
             self._record = records.decode(PoolRecord, self._files.read(_RECORD), path)
-            _refuse_foreign(self._record, group_id, store_revision, self.directory)
+            _refuse_foreign(self._record, group_id, self.directory)
+            _refuse_older(self._record, store_revision, restores, self.directory)
         elif self._files.names(""):
             raise PoolError(
                 f"{path} is missing, but {self.directory / VOLUMES} is not empty; restore {path} from a backup, or use "
@@ -110,7 +112,7 @@ class Pool:
             self._record = PoolRecord(pool_id=self._new_id(), group_id=group_id, revision=store_revision)
         self._remove_unfinished_records()
         try:
-            self._write_pool_record(store_revision)
+            self._write_pool_record(store_revision, restores[-1][0] if restores else "")
         except OSError as error:
             # A full pool must be able to start, else nobody could free space in it. The guard is then a little older.
             if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._files.exists(_RECORD):
@@ -131,11 +133,16 @@ class Pool:
         for name in (f"{_RECORD}.new", *self._files.names(".held.new")):
             self._files.remove(name)
 
-    def _write_pool_record(self, revision: int) -> None:
+    def _write_pool_record(self, revision: int, restore: str | None = None) -> None:
+        """restore: None = the one of before."""
         with self._record_guard:
             record = self._opened()
-            revision = max(record.revision, revision)
-            newer = PoolRecord(pool_id=record.pool_id, group_id=record.group_id, revision=revision)
+            newer = PoolRecord(
+                pool_id=record.pool_id,
+                group_id=record.group_id,
+                revision=max(record.revision, revision),
+                restore=record.restore if restore is None else restore,
+            )
             self._files.write_durably(_RECORD, records.encode(newer))
             self._record = newer
 
@@ -424,17 +431,28 @@ def _deleting(volume_id: str) -> str:
     return f"{VOLUMES}/{volume_id}.deleting"
 
 
-def _refuse_foreign(record: PoolRecord, group_id: str, store_revision: int, directory: Path) -> None:
+def _refuse_foreign(record: PoolRecord, group_id: str, directory: Path) -> None:
     if record.group_id != group_id:
         raise PoolError(
             f"the pool {directory} belongs to group {record.group_id}, but the store is of group {group_id}; start "
             "this member with the store of its group, or with another pool directory"
         )
-    if store_revision < record.revision:
+
+
+def _refuse_older(
+    record: PoolRecord, store_revision: int, restores: Sequence[tuple[str, int]], directory: Path
+) -> None:
+    allowed = records.revision_allowed(record.restore, store_revision, restores)
+    if allowed is None:
         raise PoolError(
-            f"the store is older than the pool {directory}: it is at revision {store_revision}, the pool has seen "
+            f"the pool {directory} was used with a store that had been restored from a backup, and this is another "
+            "one; use the newest store, or make one of what the pools hold with `san-target store rebuild`"
+        )
+    if allowed < record.revision:
+        raise PoolError(
+            f"the store is older than the pool {directory}: it is at revision {allowed}, the pool has seen "
             f"{record.revision}; was the store restored from a backup? Use the newest store, since an old one does "
-            "not know where blocks are now"
+            "not know where blocks are now; or make one of what the pools hold with `san-target store rebuild`"
         )
 
 

@@ -5,7 +5,7 @@ A record replaces the old one as a whole: written to a temporary file, synced, r
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import crc32c
@@ -33,12 +33,14 @@ class HeldRange(msgspec.Struct, frozen=True):
 
 
 class PoolRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """pool.json. revision: the highest store revision that this pool has seen."""
+    """pool.json. revision: the highest store revision that this pool has seen; restore: the last restore of the store
+    that it has seen ("" = none), since revisions go back with a restore."""
 
     format: int = FORMAT
     pool_id: str
     group_id: str
     revision: int
+    restore: str = ""
 
 
 class HeldRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,6 +131,19 @@ def resized(held: tuple[HeldRange, ...], old_blocks: int, new_blocks: int, gener
     """Cut to `new_blocks`, or extended by [old_blocks, new_blocks) under `generation`, merged where equal."""
     kept = cut(held, new_blocks)
     return joined((*kept, HeldRange(old_blocks, new_blocks, generation))) if new_blocks > old_blocks else kept
+
+
+def revision_allowed(seen: str, store_revision: int, restores: Sequence[tuple[str, int]]) -> int | None:
+    """The highest revision that a pool may have seen which last saw the restore `seen`; None: that is of another store.
+
+    restores: of the store, in order: (id, revision of the backup). After a restore, revisions begin again at the
+    backup's; what a pool has seen is to be compared with the store of its own time.
+    """
+    line = ["", *(restore_id for restore_id, _ in restores)]
+    if seen not in line:
+        return None
+    position = line.index(seen)
+    return store_revision if position == len(restores) else restores[position][1]
 
 
 def sync_directory(directory: "Path") -> None:

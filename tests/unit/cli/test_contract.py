@@ -43,7 +43,20 @@ OPTIONS: dict[str, set[str]] = {
     "portal set": {"--policy", "--json"} | API,
     "session list": {"--json"} | API,
     "session drop": API,
+    "session move": {"--to", "--json"} | API,
     "session trace": {"--seconds", "--json"} | API,
+    "store backup": {"--store"},
+    "store restore": {"--store", "--force"},
+    "store held": set(),
+    "store rebuild": {
+        *("--store", "--pool", "--backup", "--group", "--volume", "--dry-run", "--force", "--json"),
+    },
+    "load": {"--watch", "--json"} | API,
+    "balance status": {"--json"} | API,
+    "balance explain": {"--json"} | API,
+    "balance run": {"--dry-run", "--json"} | API,
+    "balance pause": API,
+    "balance resume": API,
     "migrate start": {"--to", "--range", "--rate", "--wait", "--json"} | API,
     "migrate list": {"--json"} | API,
     "migrate show": {"--json"} | API,
@@ -62,7 +75,11 @@ ARGUMENTS = {
     "volume set": ["name"],
     "portal show": ["address"],
     "session drop": ["session_id"],
+    "session move": ["session_id"],
     "session trace": ["session_id"],
+    "store backup": ["file"],
+    "store restore": ["file"],
+    "store held": ["pool"],
     "migrate start": ["volume"],
     "migrate show": ["migration_id"],
     "migrate pause": ["migration_id"],
@@ -84,6 +101,11 @@ KEYS: dict[str, set[str]] = {
     "migrate list": {
         *("id", "volume", "range", "source", "destination", "state", "pieces_done", "pieces_total", "restarts"),
         *("mirrored_writes", "reason"),
+    },
+    "load": {"member", "state", "age_s", "report"},
+    "balance status": {"decider", "state", "efficiency", "actions", "decisions"},
+    "balance explain": {
+        *("kind", "taken", "reason", "volume", "source", "destination", "efficiency_before", "efficiency_after"),
     },
     "group status": {"id", "name", "state", "store", "members", "volumes", "sessions"},
 }
@@ -132,7 +154,7 @@ def test_json_is_one_document_with_the_keys(command: str, shell: Shell, service:
     value: Any = shell.json(*command.split())
     rows = value if isinstance(value, list) else [value]
     assert rows
-    assert isinstance(value, list) == (command.split()[1] in {"list", "map"})
+    assert isinstance(value, list) == (command.split()[-1] in {"list", "load", "explain"} or "map" in command)
     for row in rows:
         assert row.keys() >= KEYS[command]
 

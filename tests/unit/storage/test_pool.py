@@ -101,6 +101,49 @@ def test_changes_of_different_volumes_may_overlap(tmp_path: Path) -> None:
     run(work())
 
 
+RESTORES = (("first", 100), ("second", 150))
+
+
+@pytest.mark.parametrize(
+    ("seen", "revision", "restores", "allowed"),
+    [
+        ("", 90, (), 90),
+        ("", 90, RESTORES, 100),  # never saw a restore: it may know what the first backup knew
+        ("first", 90, RESTORES, 150),
+        ("second", 90, RESTORES, 90),
+        ("second", 90, RESTORES[:1], None),
+        ("other", 90, RESTORES, None),
+    ],
+)
+def test_what_a_pool_may_have_seen_of_a_restored_store(
+    seen: str, revision: int, restores: tuple[tuple[str, int], ...], allowed: int | None
+) -> None:
+    assert records.revision_allowed(seen, revision, restores) == allowed
+
+
+def test_a_restored_store_is_compared_with_what_its_backup_knew(tmp_path: Path) -> None:
+    """Its own revisions may be far ahead of that, as those of an etcd that others use too."""
+
+    async def start(revision: int, restores: tuple[tuple[str, int], ...]) -> None:
+        pool = Pool(tmp_path, SynchronousThreads())
+        await pool.open(GROUP, revision, restores)
+        await pool.close()
+
+    async def work() -> None:
+        await start(120, ())
+        with pytest.raises(PoolError, match=r"it is at revision 100, the pool has seen 120.*store rebuild"):
+            await start(5000, (("first", 100),))
+        await start(5000, (("first", 130),))
+        await start(5001, (("first", 130),))
+        with pytest.raises(PoolError, match="is at revision 4000, the pool has seen 5001"):
+            await start(4000, (("first", 130),))
+        with pytest.raises(PoolError, match="had been restored from a backup, and this is another one"):
+            await start(9000, ())
+        await start(5002, (("first", 130), ("second", 5001)))
+
+    run(work())
+
+
 def test_nobody_else_may_read_the_volumes(tmp_path: Path) -> None:
     async def work() -> None:
         async with opened(tmp_path / "pool") as pool:
