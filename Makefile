@@ -34,7 +34,7 @@ demo: $(VENV)/.stamp
 	@exec $(BIN)/san-target demo $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest --durations=15 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 $(ARGS)
 
 check: $(VENV)/.stamp
 	$(BIN)/ruff check .
