@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.guest.machine import Guest, NoImages, images
+from tests.support.group import Group, running
 from tests.support.member import Member
 from tests.support.target import Target
 from tests.support.tgt import Tgt
@@ -23,7 +24,7 @@ def pytest_runtest_makereport(
     report = yield
     if report.failed and isinstance(item, pytest.Function):
         for name, value in item.funcargs.items():
-            if isinstance(value, Target | Guest):
+            if isinstance(value, Target | Guest | Group):
                 report.sections.append((f"log of {name}", value.diagnosis()))
     return report
 
@@ -85,6 +86,14 @@ def new_member(tmp_path: Path, small_disk: object, ext4_disk: object) -> Iterato
     yield make
     for each in members:
         each.kill()
+
+
+@pytest.fixture(scope="session")
+def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
+    """Three running members that share a SQLite store, for all tests that leave them as they are."""
+    with running(Group(tmp_path_factory.mktemp("group"))) as group:
+        group.wait_until_active()
+        yield group
 
 
 @pytest.fixture

@@ -59,8 +59,11 @@ class Member(Target):
 
     def command(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a `san-target` command against this member's API; any exit status."""
-        words = [str(COMMAND), "--api", self.api, *arguments]
-        return subprocess.run(words, capture_output=True, text=True, timeout=timeout_s, check=False)
+        return subprocess.run(self._words(arguments), capture_output=True, text=True, timeout=timeout_s, check=False)
+
+    def _words(self, arguments: Sequence[str]) -> list[str]:
+        """The command line of a `san-target` command."""
+        return [str(COMMAND), "--api", self.api, *arguments]
 
     def check(self, *arguments: str) -> str:
         """The output of a `san-target` command that must succeed."""
@@ -77,12 +80,18 @@ class Member(Target):
 
         Quicker than a command. httpx.TransportError: the member is gone.
         """
-        answer = httpx.request(method, f"{self.api}/api/v1{path}", json=body, timeout=60, trust_env=False)
+        url = f"{self.api}/api/v1{path}"
+        answer = httpx.request(method, url, json=body, headers=self._headers(), timeout=60, trust_env=False)
         assert answer.status_code < 300, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if answer.content else None
 
-    def create_volume(self, name: str, size_bytes: int, options: Options = PLAIN) -> Volume:
-        words = ["--size", str(size_bytes), "--block-size", str(options.block_size)]
+    def _headers(self) -> dict[str, str]:
+        """What requests to the API carry."""
+        return {}
+
+    def create_volume(self, name: str, size_bytes: int, options: Options = PLAIN, *more: str) -> Volume:
+        """more: further options of `san-target volume create`."""
+        words = [*more, "--size", str(size_bytes), "--block-size", str(options.block_size)]
         words += ["--chap", self._credentials(name, options.chap)] if options.chap else []
         words += ["--mutual-chap", self._credentials(name, options.mutual_chap)] if options.mutual_chap else []
         words += ["--read-only"] if options.read_only else []
