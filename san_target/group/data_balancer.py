@@ -120,7 +120,11 @@ def _for_load(view: View, rules: Rules, moved: RangeFlow, total_s: float, before
         return _decision(view, moved, False, "", "no other pool has room for it", before)
     to, effect = found
     after = view.model.efficiency_of(total_s - effect.gain_s)
-    reason = _resting(view, rules, moved.volume_id) or _not_worth_it(effect, cost_of(moved, rules), rules)
+    reason = (
+        _stays(view, rules, moved)
+        or _resting(view, rules, moved.volume_id)
+        or _not_worth_it(effect, cost_of(moved, rules), rules)
+    )
     if reason:
         return _decision(view, moved, False, to, reason, before, effect, after)
     return _decision(view, moved, True, to, _why(view, moved, to), before, effect, after)
@@ -155,6 +159,15 @@ def _resting(view: View, rules: Rules, volume_id: str) -> str:
         rest_s = rules.rest_s - (view.now_s - times.get(volume_id, float("-inf")))
         if rest_s > 0:
             return f"{what} lately; {rest_s:.0f} s to go"
+    return ""
+
+
+def _stays(view: View, rules: Rules, moved: RangeFlow) -> str:
+    """Some of this range came where it is not long ago."""
+    for (volume_id, start, end), at_s in view.stays.items():
+        left_s = rules.data_stay_s - (view.now_s - at_s)
+        if volume_id == moved.volume_id and start < moved.end_lba and moved.start_lba < end and left_s > 0:
+            return f"some of it was migrated lately, and stays for {left_s:.0f} s"
     return ""
 
 

@@ -25,8 +25,9 @@ class Rules:
 
     horizon_s, data_horizon_s: a gain per second counts for so long against what a move or migration costs
     gain_min: of the response time of all that it concerns, so much must be gained at least
-    stay_s: how long a session stays at a member at least; rest_s: after a volume's session was moved, how long its data
-        is not, and the other way round; sulk_s: how long an initiator that did not obey is left alone
+    stay_s, data_stay_s: how long a session, or a range, stays at a member at least
+    rest_s: after a volume's session was moved, how long its data is not, and the other way round
+    sulk_s: how long an initiator that did not obey is left alone
     pause_s: what a move holds up a session, at most; move_s: response time that any move costs
     copy_byte_s: response time that copying a byte costs; pool_high, pool_low: use of a pool above which ranges leave
         it, and that of the one they go to
@@ -37,6 +38,7 @@ class Rules:
     data_horizon_s: float = 600.0
     gain_min: float = 0.05
     stay_s: float = 20.0
+    data_stay_s: float = 300.0
     rest_s: float = 30.0
     sulk_s: float = 600.0
     pause_s: float = 0.1
@@ -66,7 +68,8 @@ class View:
     """What a balancer decides by.
 
     loads: fresh reports. serving: members that may be given something; leaving: those that are to be left (drained).
-    moved, migrated: when a session or the data of a volume was moved last; sulking: until when an initiator (volume id,
+    moved, migrated: when a session or data of a volume was moved last; stays: ranges (volume id, start, end) that were
+    migrated, and when; sulking: until when an initiator (volume id,
     name) is left alone. busy: volumes that are moved just now. ranges: what is touched; holdings: what lies where.
     """
 
@@ -77,6 +80,7 @@ class View:
     leaving: frozenset[str] = frozenset()
     moved: Mapping[str, float] = field(default_factory=dict)
     migrated: Mapping[str, float] = field(default_factory=dict)
+    stays: Mapping[tuple[str, int, int], float] = field(default_factory=dict)
     sulking: Mapping[tuple[str, str], float] = field(default_factory=dict)
     busy: frozenset[str] = frozenset()
     ranges: Sequence[RangeFlow] = ()

@@ -23,6 +23,8 @@ QUEUE_KNEE: Final = 0.9
 """Beyond it the queue grows in a straight line: a closed loop of initiators cannot make it endless, and the model must
 still tell a bad member from a worse one."""
 DISK_PARALLEL: Final = 8.0
+DISK_TRUST: Final = 200.0
+"""With so many I/Os per second, half of what is seen of a disk is taken to be its nature."""
 SCALE_MIN, SCALE_MAX = 0.5, 4.0
 SCALE_WORK: Final = 0.05
 """So busy by the model must a member be before its CPU time says anything about its speed."""
@@ -248,7 +250,8 @@ def model_of(loads: Mapping[str, MemberLoad], costs: Costs = COSTS) -> Model:
 
 
 def _station(load: MemberLoad) -> Station:
-    waits, latency_s = load.storage_waits, load.storage_latency_s
+    # (What a migration reads and writes waits too, but is nobody's response time.)
+    waits, latency_s = min(load.storage_waits, load.owned_iops), load.storage_latency_s
     # What was measured includes the queue; without it: s where latency = s / (1 - waits s / parallel).
     disk_s = latency_s / (1.0 + waits * latency_s / DISK_PARALLEL)
     miss = min(1.0, waits / load.owned_iops) if load.owned_iops else 0.0
@@ -266,8 +269,10 @@ def _fit(station: Station, cpu_share: float) -> None:
 
 
 def _give_disks(stations: Iterable[Station]) -> None:
-    """A member whose disk was not used lately is taken to have one like the others'."""
-    known = [one.disk_s for one in stations if one.disk_s > 0]
-    usual_s = sum(known) / len(known) if known else 0.0
+    """A few I/Os say little of a disk: the fewer, the more it is taken to be one like the others'."""
+    stations = list(stations)
+    waits = sum(one.disk_waits for one in stations)
+    usual_s = sum(one.disk_waits * one.disk_s for one in stations) / waits if waits else 0.0
     for one in stations:
-        one.disk_s = one.disk_s or usual_s
+        trust = one.disk_waits / (one.disk_waits + DISK_TRUST)
+        one.disk_s = usual_s + trust * (one.disk_s - usual_s)

@@ -66,6 +66,7 @@ class Balancer:
         self._background = background
         self._moved: dict[str, float] = {}
         self._migrated: dict[str, float] = {}
+        self._stays: dict[tuple[str, int, int], float] = {}
         self._sulking: dict[tuple[str, str], float] = {}
         self._reports_at_action: dict[str, tuple[int, int]] = {}
         self._actions: deque[BalanceAction] = deque(maxlen=ACTIONS_KEPT)
@@ -187,6 +188,8 @@ class Balancer:
         for times in (self._moved, self._migrated):
             for volume_id in [old for old, at_s in times.items() if now_s - at_s > RULES.rest_s]:
                 del times[volume_id]
+        for place in [old for old, at_s in self._stays.items() if now_s - at_s > RULES.data_stay_s]:
+            del self._stays[place]
         for key in [old for old, until_s in self._sulking.items() if until_s < now_s]:
             del self._sulking[key]
         return View(
@@ -197,6 +200,7 @@ class Balancer:
             leaving,
             self._moved,
             self._migrated,
+            self._stays,
             self._sulking,
             self._parts.volumes_moving(),
             range_flows(loads, self._snapshot_of),
@@ -249,7 +253,10 @@ class Balancer:
         return outcome.reason or ("it did not go by itself, and was dropped" if outcome.dropped else "")
 
     async def _migrate(self, decision: Decision) -> str:
-        self._migrated[decision.volume_id] = self._member.environment.now_s()
+        now_s = self._member.environment.now_s()
+        self._migrated[decision.volume_id] = now_s
+        if not decision.urgent:
+            self._stays[decision.volume_id, decision.start_lba, decision.end_lba] = now_s
         try:
             await self._parts.plan_migration(
                 decision.volume_id, decision.source, (decision.start_lba, decision.end_lba), decision.destination

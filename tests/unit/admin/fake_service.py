@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
+from san_target.admin.balance import BalanceAction, BalanceDecision, BalanceReport, Load, MovedSession
 from san_target.admin.service import (
     BlockRange,
     ChapUser,
@@ -30,6 +31,7 @@ from san_target.admin.service import (
     VolumeSpec,
 )
 from san_target.group.errors import Conflict, Invalid, NotFound
+from san_target.peer.load_report import MemberLoad
 
 INITIATOR = "iqn.1993-08.org.debian:01:host"
 
@@ -45,6 +47,7 @@ class FakeService:
         self.sinks: dict[str, TraceSink] = {}
         self.failure: Exception | None = None
         self.unreachable: tuple[str, ...] = ()
+        self.paused = False
         self.health_value = Health(status="ok")
         self.counters_value = Counters()
         self._volumes: dict[str, Volume] = {}
@@ -263,6 +266,57 @@ class FakeService:
     async def drop_session(self, session_id: str) -> None:
         if self._sessions.pop(session_id, None) is None:
             raise NotFound(f"there is no session {session_id!r}")
+
+    async def move_session(self, session_id: str, to: str) -> MovedSession:
+        """To "m2" all may go; "busy" takes nobody."""
+        if session_id not in self._sessions:
+            raise NotFound(f"there is no session {session_id!r}")
+        if to not in {"m2", "busy"}:
+            raise NotFound(f"there is no member {to!r}")
+        if to == "busy":
+            raise Conflict(f"the session {session_id!r} is not moved: member busy does not take it")
+        session = self._sessions.pop(session_id)
+        self._sessions["m2-1"] = msgspec.structs.replace(session, id="m2-1", member=to)
+        return MovedSession(id="m2-1", member=to, dropped=False, seconds=0.0123)
+
+    def loads(self) -> tuple[Load, ...]:
+        report = MemberLoad(self.name, 1, 7, len(self._sessions), 120.5, 4096.0, cpu_share=0.25, read_share=0.7)
+        return (
+            Load(member=self.name, state="fresh", age_s=0.5, is_own=True, report=report),
+            Load(member="m9", state="missing"),
+        )
+
+    async def balance(self, action: Literal["explain", "plan", "run"]) -> BalanceReport:
+        self._fail()
+        decision = BalanceDecision(
+            kind="move",
+            taken=True,
+            reason="90% of what it touches is at m2",
+            volume="disk",
+            source=self.name,
+            destination="m2",
+            efficiency_before=0.5,
+            efficiency_after=0.75,
+            gain_s=1.5,
+            cost_s=0.1,
+            session=f"{self.name}-1",
+            initiator=INITIATOR,
+        )
+        data = msgspec.structs.replace(decision, kind="migrate", taken=False, session="", end_lba=2048)
+        action_done = BalanceAction(time="2026-01-31T12:00:00Z", decision=decision, outcome="done")
+        return BalanceReport(
+            decider=self.name,
+            state="paused" if self.paused else "active",
+            reason="`balance resume` goes on" if self.paused else "",
+            efficiency=0.5,
+            members=2,
+            reports=1,
+            actions=(action_done,) if action == "run" else (),
+            decisions=(decision, data),
+        )
+
+    async def pause_balancing(self, paused: bool) -> None:
+        self.paused = paused
 
     def set_trace(self, session_id: str, sink: TraceSink | None) -> None:
         if sink is None:

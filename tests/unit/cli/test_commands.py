@@ -86,7 +86,7 @@ def test_refusals_are_one_line(shell: Shell, service: FakeService) -> None:
         ("portal", "set", "--policy", "random"),
         ("session", "trace", "m1-1", "--seconds", "0"),
         ("volume", "migrate"),
-        ("balance",),
+        ("balance", "now"),
         ("demo", "--members", "21"),
         ("demo", "--volume", "demo"),
         ("demo", "--volume", "demo=big"),

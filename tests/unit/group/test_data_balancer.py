@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from san_target.group.data_balancer import plan_migrations
 from san_target.group.decisions import RULES, Decision, Holding, Kind, View, chosen
 from san_target.group.efficiency import RangeFlow, model_of
-from san_target.peer.load_report import MemberLoad
+from san_target.peer.load_report import MemberLoad, SessionLoad
 from tests.unit.group.load_kit import GIB, load, session, view
 
 MIB = 1 << 20
@@ -66,6 +67,27 @@ def test_the_rest_of_a_volume_after_its_session_moved() -> None:
         (decision,) = plan_migrations(resting)
         assert not decision.taken
         assert reason in decision.reason
+
+
+def test_a_range_stays_where_it_came_to() -> None:
+    seen = view(load("m1", session("a", 2000, {"m2": 1.0})), load("m2"))
+    seen = replace(seen, ranges=[one_range("m2", {"m1": 2000.0})])
+    (decision,) = plan_migrations(replace(seen, stays={("v", 100, 200): seen.now_s - 100}))
+    assert not decision.taken
+    assert "stays for 200 s" in decision.reason
+    for elsewhere in (("v", 1 << 30, 1 << 31), ("w", 0, 200)):
+        assert best(replace(seen, stays={elsewhere: seen.now_s})) is not None
+
+
+def test_a_few_slow_reads_are_no_reason() -> None:
+    def with_disk(name: str, waits: float, latency_s: float, *sessions: SessionLoad) -> MemberLoad:
+        return msgspec.structs.replace(
+            load(name, *sessions), owned_iops=2000.0, storage_waits=waits, storage_latency_s=latency_s
+        )
+
+    slow = with_disk("m1", 15.0, 0.040, session("a", 2000, {"m1": 1.0}))
+    seen = view(slow, with_disk("m2", 15.0, 0.005))
+    assert best(replace(seen, ranges=[one_range("m1", {"m1": 2000.0})])) is None
 
 
 def test_a_drained_member_gives_away_what_it_holds() -> None:
