@@ -59,6 +59,8 @@ def demo(members: int, directory: Path | None, volumes: tuple[Any, ...], **optio
     """
     from san_target.cli.demo_group import Plan, run
 
+    if len(dict(volumes)) != len(volumes):
+        raise click.UsageError("--volume: a name is given twice", click.get_current_context())
     plan = Plan(
         directory=(directory or default_directory()).absolute(),
         base_port=options["base_port"],

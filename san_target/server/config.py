@@ -173,6 +173,8 @@ def _problem(config: MemberConfig) -> str:
         return problem
     if len(set(config.portals)) != len(config.portals):
         return "portals: an address is given twice"
+    if config.admin in config.portals and not config.admin.endswith(":0"):
+        return "admin: it is one of the portals too; give it a port of its own"
     if len(config.advertise) not in (0, 1, len(config.portals)):
         return f"advertise: give one address for all portals, or one for each of the {len(config.portals)}"
     if config.limits.first_burst_length > config.limits.max_burst_length:

@@ -254,6 +254,13 @@ def plan(directory: Path, **changes: Any) -> Plan:
     return Plan(**(values | changes))
 
 
+def test_a_volume_that_is_given_twice(demos: Demos) -> None:
+    code, output, errors = demos.run("--volume", "disk=1M", "--volume", "disk=2M")
+    assert (code, output) == (2, "")
+    assert "--volume: a name is given twice" in errors
+    assert errors.count("\n") == 1
+
+
 def test_ports_follow_the_contract(tmp_path: Path) -> None:
     assert ports_of(plan(tmp_path)) == [3260, 3280, 3300]
     assert ports_of(plan(tmp_path, members=2)) == [3260, 3261, 3280, 3281, 3300, 3301]

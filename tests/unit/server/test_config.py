@@ -60,6 +60,7 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
         ('directory = "d"\nportals = ["a:65536"]', "portals: 'a:65536' is no HOST:PORT"),
         ('directory = "d"\nportals = ["a:1", "a:1"]', "portals: an address is given twice"),
         ('directory = "d"\nadmin = ""', "admin: '' is no HOST:PORT"),
+        ('directory = "d"\nportals = ["127.0.0.1:1"]\nadmin = "127.0.0.1:1"', "admin: it is one of the portals too"),
         ('directory = "d"\nadvertise = ["a:1", "a:2"]', "advertise: give one address for all portals"),
         ('directory = "d"\npeer_tls_ca = "ca"', "peer_tls_cert: must be given too"),
         ('directory = "d"\npeer_tls_cert = "c"\npeer_tls_ca = "ca"', "peer_tls_key: must be given too"),
