@@ -102,6 +102,12 @@ class Migrations:
                     log.info("what migrations left waits", volume=export.record.name, reason=str(error))
             await self._member.environment.sleep(LOOK_S)
 
+    def phase_of(self, migration_id: str) -> str:
+        """How far the piece is that is moved now; "" if none is, here."""
+        found = self._working.get(migration_id)
+        mover = None if found is None else found[0].mover
+        return "" if mover is None else mover.phase.name.lower()
+
     # The source -------------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
