@@ -99,6 +99,9 @@ class SparseFile:
         try:
             os.ftruncate(descriptor, size_bytes)
             os.fsync(descriptor)
+        except OSError:
+            os.unlink(path)  # nothing is left of what cannot be made (EFBIG, ENOSPC)
+            raise
         finally:
             os.close(descriptor)
         return cls(path)

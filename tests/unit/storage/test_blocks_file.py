@@ -28,6 +28,12 @@ def test_a_new_file_is_all_hole_and_takes_no_space(file: SparseFile) -> None:
     assert file.extents(0, SIZE, 512, 10) == [FileExtent(0, SIZE, False)]
 
 
+def test_a_file_that_is_too_large_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"File too large|Invalid argument"):
+        SparseFile.create(tmp_path / "b.blocks", (1 << 63) - 512)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_was_written_is_read_both_ways(file: SparseFile) -> None:
     data = os.urandom(10_000)
     file.write(12_345, data)
