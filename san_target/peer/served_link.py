@@ -6,6 +6,7 @@ it does not take by those too; and bytes before it has proved who it is by the s
 
 import asyncio
 from enum import Enum, auto
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -289,7 +290,7 @@ class ServedLink:
             return
         task = self._loop.create_task(self._control(request.request_id, message))
         self._controls.add(task)
-        task.add_done_callback(self._control_ended)
+        task.add_done_callback(partial(self._control_ended, request.request_id))
 
     async def _control(self, request_id: int, message: messages.Message) -> None:
         try:
@@ -302,17 +303,17 @@ class ServedLink:
                 answer = Answer(request_id, payload=reply)
         except messages.ControlRefused as error:
             answer = _refusal(request_id, _FAILED, str(error))
-        except asyncio.CancelledError:
-            self._answer(_refusal(request_id, _FAILED, "the link has ended"))
-            raise
         except Exception as error:
             self._defect(request_id, error)
             return
         self._answer(answer)
 
-    def _control_ended(self, task: asyncio.Task[None]) -> None:
+    def _control_ended(self, request_id: int, task: asyncio.Task[None]) -> None:
         self._controls.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            # It cannot say so itself: it may not even have begun.
+            self._answer(_refusal(request_id, _FAILED, "the link has ended"))
+        elif (error := task.exception()) is not None:
             log.error("a control message failed by a defect of this program", exc_info=error)
 
     # --- Life ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from san_target.peer.frames import (
     pack_request,
 )
 from san_target.peer.lanes import LIMITS, LaneName
-from san_target.peer.messages import FenceIngress
+from san_target.peer.messages import FenceIngress, encode
 from san_target.peer.served_link import UNSENT_MAX_BYTES, UNSENT_PAUSE_BYTES
 from tests.support.virtual_time import run
 from tests.unit.peer.kit import Address, Calls, RawCaller, numbered, own, read, turns, world, write
@@ -130,6 +130,22 @@ def test_a_control_message_is_cancelled_with_its_link() -> None:
             await both.up(1)
             assert both.owner.controls_cancelled == 1
             await asyncio.gather(task, return_exceptions=True)
+
+    run(scenario())
+
+
+def test_a_control_message_that_came_right_before_a_reset_ends_too() -> None:
+    """Its task is cancelled before it has begun, and cannot say so itself."""
+
+    async def scenario() -> None:
+        async with world() as both:
+            caller = await RawCaller(both).connect()
+            message = encode(FenceIngress("wait", 1))
+            caller.send_request(Request(Operation.CONTROL, payload=message, answer_bytes=4096, request_id=1))
+            caller.transport.abort()
+            await turns()
+            async with asyncio.timeout(1):
+                await both.service.end()
 
     run(scenario())
 
