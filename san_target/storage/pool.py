@@ -460,6 +460,9 @@ def _explained(error: Exception, directory: Path) -> PoolError:
     """What an operator should do about an error of the operating system."""
     if isinstance(error, PoolError):
         return error
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno in (errno.EFBIG, errno.EINVAL, errno.ENOSPC, errno.EDQUOT):
+        error = cause
     if not isinstance(error, OSError):
         return PoolError(f"the pool {directory} cannot be used: {error}")
     what = error.filename or directory

@@ -392,6 +392,19 @@ def test_an_interrupted_resize_ends_as_the_record_says(tmp_path: Path) -> None:
     run(work())
 
 
+def test_a_volume_that_would_be_too_large_stays_as_it_is(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as pool:
+            await create(pool)
+            with pytest.raises(PoolError, match=r"the file system (has no such large files|refuses)"):
+                await resize(pool, (1 << 63) - 512, 6)
+            assert pool.open_volume(VOLUME).file.size_bytes == MIB
+        async with opened(tmp_path, revision=6) as pool:
+            assert pool.open_volume(VOLUME).record.size_bytes == MIB
+
+    run(work())
+
+
 def test_the_held_ranges_can_be_replaced(tmp_path: Path) -> None:
     async def work() -> None:
         held = (HeldRange(0, 8, 5), HeldRange(16, 2048, 7, "receiving"))
