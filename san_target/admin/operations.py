@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from san_target.admin.balance import BalanceReport, Load, MovedSession
+from san_target.admin.drain import MemberDrain
 from san_target.admin.service import (
     BalanceChanges,
     BalanceRun,
@@ -99,6 +100,18 @@ async def show_member(call: Call) -> Member:
 
 async def remove_member(call: Call) -> MemberRemoval:
     return await call.service.remove_member(call.path["name"], call.flag("force"))
+
+
+async def drain_member(call: Call) -> MemberDrain:
+    return await call.service.drain_member(call.path["name"])
+
+
+async def drain_status(call: Call) -> MemberDrain:
+    return await call.service.drain_status(call.path["name"])
+
+
+async def activate_member(call: Call) -> Member:
+    return await call.service.activate_member(call.path["name"])
 
 
 async def list_volumes(call: Call) -> tuple[Volume, ...]:
@@ -246,6 +259,33 @@ OPERATIONS: tuple[Operation, ...] = (
         remove_member,
         MemberRemoval,
         query=FORCE,
+        failures=(404, 409),
+    ),
+    Operation(
+        "POST",
+        "/members/{name}/drain",
+        "drain_member",
+        "Let a member give all its sessions and blocks to others",
+        drain_member,
+        MemberDrain,
+        failures=(404, 409),
+    ),
+    Operation(
+        "GET",
+        "/members/{name}/drain",
+        "drain_status",
+        "What is left at a member that is being drained",
+        drain_status,
+        MemberDrain,
+        failures=(404,),
+    ),
+    Operation(
+        "POST",
+        "/members/{name}/activate",
+        "activate_member",
+        "End a drain: the member takes sessions and blocks again",
+        activate_member,
+        Member,
         failures=(404, 409),
     ),
     Operation("GET", "/volumes", "list_volumes", "All volumes, by name", list_volumes, tuple[Volume, ...]),

@@ -6,12 +6,15 @@ Secrets go in (`ChapUser`), never out: every answer carries user names only.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from san_target.admin.balance import BalanceReport, Load, MovedSession
+
+if TYPE_CHECKING:
+    from san_target.admin.drain import MemberDrain
 
 # "(?!\n)" because Python's "$" also matches before a final newline.
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?$(?!\n)"
@@ -390,6 +393,16 @@ class MemberService(Protocol):
 
     async def remove_member(self, name: str, force: bool) -> MemberRemoval:
         """For good. Conflict: it runs, or holds blocks and not `force`, which gives them up. NotFound."""
+        ...
+
+    async def drain_member(self, name: str) -> "MemberDrain":
+        """It gives its sessions and blocks to others from now on. Conflict: nobody could take them."""
+        ...
+
+    async def drain_status(self, name: str) -> "MemberDrain": ...
+
+    async def activate_member(self, name: str) -> Member:
+        """The end of a drain."""
         ...
 
     async def volumes(self) -> tuple[Volume, ...]:

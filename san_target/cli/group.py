@@ -1,15 +1,19 @@
 """`san-target group` and `san-target member`: the group and its members at a glance."""
 
+import time
 from typing import Any
 
 import click
 import rich_click
 
 from san_target.cli.client import Api, segment, with_api
-from san_target.cli.output import Column, print_fields, print_table, show, with_json
+from san_target.cli.output import Column, print_fields, print_table, printable, show, with_json
 from san_target.cli.values import format_size
 
 REMOVAL_SECONDS_MAX = 600.0
+DRAIN_POLL_S = 0.5
+STAYING_LOOKS = 20
+"""So often only sessions that cannot be moved may be left before a drain is given up."""
 
 
 def pool_text(pool: dict[str, Any]) -> str:
@@ -118,6 +122,54 @@ def member_show(api: Api, name: str, as_json: bool) -> None:
         )
 
     show(one, as_json, human)
+
+
+@member.command("drain", cls=rich_click.RichCommand)
+@click.argument("name")
+@click.option("--wait", is_flag=True, help="Until nothing is left at it.")
+@with_json
+@with_api
+def member_drain(api: Api, name: str, wait: bool, as_json: bool) -> None:
+    """Let a member give all its sessions and blocks to others, while they are used.
+
+    It goes on serving until then, and can be activated again at any time.
+    """
+    drain = api.ask("POST", f"/members/{segment(name)}/drain")
+    staying = 0
+    while wait and not drain["done"] and staying < STAYING_LOOKS:
+        time.sleep(DRAIN_POLL_S)
+        drain = api.get(f"/members/{segment(name)}/drain")
+        if drain["state"] != "draining":
+            raise click.ClickException(f"member {name} is {drain['state']}: it is not drained any more")
+        only_staying = not drain["left"] and all(one["reason"] for one in drain["sessions"])
+        staying = staying + 1 if only_staying else 0
+    show(drain, as_json, lambda: _print_drain(drain))
+    if wait and not drain["done"]:
+        raise click.ClickException(
+            f"member {name} holds no blocks any more, but {len(drain['sessions'])} of its sessions cannot be moved"
+        )
+
+
+def _print_drain(drain: dict[str, Any]) -> None:
+    if drain["done"]:
+        click.echo(f"member {drain['name']} is drained: nothing is left at it")
+        return
+    click.echo(f"member {drain['name']} is {drain['state']}")
+    for share in drain["left"]:
+        click.echo(f"left of volume {share['volume']}: {format_size(share['size_bytes'])}")
+    for one in drain["sessions"]:
+        reason = f": {one['reason']}" if one["reason"] else ""
+        click.echo(printable(f"session {one['id']} of {one['initiator']} on volume {one['volume']}{reason}"))
+
+
+@member.command("activate", cls=rich_click.RichCommand)
+@click.argument("name")
+@with_json
+@with_api
+def member_activate(api: Api, name: str, as_json: bool) -> None:
+    """End a drain: the member takes sessions and blocks again. What has left it stays where it is."""
+    one = api.ask("POST", f"/members/{segment(name)}/activate")
+    show(one, as_json, lambda: click.echo(f"member {name} is {one['state']}"))
 
 
 @member.command("remove", cls=rich_click.RichCommand)

@@ -82,7 +82,7 @@ class Removal:
         is_alive = await self._store.get(lease_key(name)) is not None
         if is_alive and record.state not in (DRAINING, REMOVING):
             raise Conflict(f"member {name!r} is running; stop it first, or drain it")
-        shares = await self._shares(name)
+        shares = await shares_of(self._store, name)
         if shares and not force:
             raise Conflict(
                 f"member {name!r} holds {_in_words(shares)}; drain it first. If it never comes back, use --force: then "
@@ -131,27 +131,10 @@ class Removal:
 
     # What it holds ----------------------------------------------------------------------------------------------------
 
-    async def _records(self) -> list[tuple[VolumeRecord, Item]]:
-        items = (await self._store.range(VOLUMES_PREFIX)).items
-        return [(decode(VolumeRecord, item.value, item.key), item) for item in items]
-
-    async def _shares(self, name: str) -> list[Share]:
-        """By volume, without those of which it holds nothing."""
-        shares = []
-        for record, _item in await self._records():
-            share = Share(record.name)
-            async for entry in entries(self._store, record.id):
-                if _holds(entry.placement, name):
-                    share.ranges += 1
-                    share.bytes += (entry.placement.end_lba - entry.start) * record.block_size
-            if share.ranges:
-                shares.append(share)
-        return shares
-
     async def _give_up(self, name: str) -> list[Share]:
         """Take the name out of every map and volume record; returns what nobody holds any more."""
         lost = []
-        for record, _item in await self._records():
+        for record, _item in await _records(self._store):
             share = Share(record.name)
             for _ in range(TRIES):
                 if await self._give_up_ranges(record, name, share):
@@ -194,6 +177,25 @@ class Removal:
             if (await self._store.transact([Compare(item.key, item.mod_revision)], [put])).succeeded:
                 return
         raise Conflict(f"the volume {volume_id} changes all the time; try again")
+
+
+async def _records(store: Store) -> list[tuple[VolumeRecord, Item]]:
+    items = (await store.range(VOLUMES_PREFIX)).items
+    return [(decode(VolumeRecord, item.value, item.key), item) for item in items]
+
+
+async def shares_of(store: Store, name: str) -> list[Share]:
+    """What a member holds, by volume; those of which it holds nothing are left out. StoreError."""
+    shares = []
+    for record, _item in await _records(store):
+        share = Share(record.name)
+        async for entry in entries(store, record.id):
+            if _holds(entry.placement, name):
+                share.ranges += 1
+                share.bytes += (entry.placement.end_lba - entry.start) * record.block_size
+        if share.ranges:
+            shares.append(share)
+    return shares
 
 
 def without(placement: PlacementRecord, name: str, generation: int) -> PlacementRecord:

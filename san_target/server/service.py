@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from san_target.admin import service as values
 from san_target.admin.balance import BalanceReport, Load, MovedSession
+from san_target.admin.drain import MemberDrain
 from san_target.admin.service import TraceSink
 from san_target.group.errors import Conflict
 from san_target.group.group_record import set_portal_policy
+from san_target.group.membership import ACTIVE, DRAINING
 from san_target.group.removal import Removal
 from san_target.group.volume_size import shown_blocks, shown_bytes
 from san_target.group.volumes import DELETING
+from san_target.server.drain_service import Drains
 from san_target.server.group_sessions import OtherPortals
 from san_target.server.migration_service import ShownMigrations
 from san_target.server.shown_members import ShownMembers, pool_state
@@ -40,6 +43,7 @@ class Service:
         self._members = ShownMembers(member)
         self._requests = VolumeRequests(member)
         self._migrations = ShownMigrations(member)
+        self._drains = Drains(member)
 
     # Group and members ------------------------------------------------------------------------------------------------
 
@@ -82,6 +86,17 @@ class Service:
             values.LostShare(volume=one.volume, ranges=one.ranges, size_bytes=one.bytes) for one in report.lost
         )
         return values.MemberRemoval(name=name, lost=lost)
+
+    async def drain_member(self, name: str) -> MemberDrain:
+        await self._drains.set_state(name, DRAINING)
+        return await self.drain_status(name)
+
+    async def activate_member(self, name: str) -> values.Member:
+        await self._drains.set_state(name, ACTIVE)
+        return await self.member(name)
+
+    async def drain_status(self, name: str) -> MemberDrain:
+        return await self._drains.status(name, await self.member(name))
 
     # Volumes ----------------------------------------------------------------------------------------------------------
 

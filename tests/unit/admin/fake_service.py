@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from san_target.admin.balance import BalanceAction, BalanceDecision, BalanceReport, Load, MovedSession
+from san_target.admin.drain import MemberDrain, StayingSession
 from san_target.admin.service import (
     BlockRange,
     ChapUser,
@@ -53,6 +54,7 @@ class FakeService:
         self._volumes: dict[str, Volume] = {}
         self._sessions: dict[str, Session] = {}
         self._migrations: dict[str, Migration] = {}
+        self.looks_left = 0
 
     def log_in(self, volume: str, initiator: str = INITIATOR, problem: str = "") -> Session:
         """What a login at a portal does."""
@@ -121,6 +123,25 @@ class FakeService:
         if not force:
             raise Conflict(f"member {name!r} holds 4096 bytes of 'disk'; use --force")
         return MemberRemoval(name=name, lost=(LostShare(volume="disk", ranges=1, size_bytes=4096),))
+
+    async def drain_member(self, name: str) -> MemberDrain:
+        await self.member(name)
+        self.looks_left = 1
+        return await self.drain_status(name)
+
+    async def drain_status(self, name: str) -> MemberDrain:
+        """After one more look all is gone, but for sessions that cannot be moved."""
+        await self.member(name)
+        is_left, self.looks_left = self.looks_left > 0, self.looks_left - 1
+        staying = tuple(
+            StayingSession(id=one.id, initiator=one.initiator, volume=one.volume, reason="it holds RESERVE(6)")
+            for one in self._sessions.values()
+        )
+        left = (LostShare(volume="disk", ranges=1, size_bytes=4096),) if is_left else ()
+        return MemberDrain(name=name, state="draining", done=not left and not staying, left=left, sessions=staying)
+
+    async def activate_member(self, name: str) -> Member:
+        return await self.member(name)
 
     async def volumes(self) -> tuple[Volume, ...]:
         self._fail()

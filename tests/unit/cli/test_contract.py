@@ -31,6 +31,8 @@ OPTIONS: dict[str, set[str]] = {
     "member list": {"--json"} | API,
     "member show": {"--json"} | API,
     "member remove": {"--force", "--json"} | API,
+    "member drain": {"--wait", "--json"} | API,
+    "member activate": {"--json"} | API,
     "volume create": {"--size", "--block-size", "--copies", "--members", "--json"} | ACCESS | FLAGS | API,
     "volume list": {"--json"} | API,
     "volume show": {"--json"} | API,
@@ -67,6 +69,8 @@ OPTIONS: dict[str, set[str]] = {
 ARGUMENTS = {
     "member show": ["name"],
     "member remove": ["name"],
+    "member drain": ["name"],
+    "member activate": ["name"],
     "volume create": ["name"],
     "volume show": ["name"],
     "volume resize": ["name"],

@@ -94,3 +94,23 @@ def test_a_volume_goes_to_another_member_while_it_is_written(tmp_path: Path) -> 
                 assert found is None or found.file.allocated_bytes() == 0
 
     run(body)
+
+
+def test_a_drained_member_gives_away_all_it_has(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with group(tmp_path, "m1", "m2", "m3", size_bytes=12 * MIB) as made:
+            await migrate(made, "m1", at="m2")
+            host = await made.log_in("m2")
+            await write(host, 5, b"\5" * SLOT_BLOCKS * BLOCK)
+            drain = await made.services["m2"].drain_member("m1")
+            assert drain.state == "draining"
+            assert not drain.done
+            async with asyncio.timeout(50):
+                while not (drain := await made.services["m2"].drain_status("m1")).done:
+                    await asyncio.sleep(0.1)
+            assert drain.left == ()
+            assert "m1" not in owners(made, "m2")
+            assert await read(host, 5) == b"\5" * SLOT_BLOCKS * BLOCK
+            assert (await made.services["m2"].activate_member("m1")).state == "active"
+
+    run(body)
