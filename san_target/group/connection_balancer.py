@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from heapq import nlargest, nsmallest
 from typing import Final
 
-from san_target.group.decisions import RULES, Decision, Kind, Rules, View
+from san_target.group.decisions import RULES, Decision, Kind, Rules, View, actions_at_once
 from san_target.group.efficiency import Effect, Flow, flow_of
 from san_target.peer.load_report import SessionLoad
 
@@ -33,13 +33,14 @@ def plan_moves(view: View, rules: Rules = RULES) -> list[Decision]:
     siblings = _places_of_initiators(view)
     candidates = [*_candidates(view, siblings)]
     must = [one for one in candidates if one.leaving or one.beside]
-    may = nlargest(CANDIDATES_MAX, (one for one in candidates if not one.leaving and not one.beside), _promise(view))
+    closely = max(CANDIDATES_MAX, 2 * actions_at_once(len(view.loads)))
+    may = nlargest(closely, (one for one in candidates if not one.leaving and not one.beside), _promise(view))
     idle = _emptiest(view, destinations)
     total_s = view.model.total_s()
     before = view.model.efficiency_of(total_s)
     decisions = [
         _decide(view, rules, one, _targets(view, one, idle, destinations), siblings, total_s, before)
-        for one in (*must[:CANDIDATES_MAX], *may)
+        for one in (*must[:closely], *may)
     ]
     return sorted(decisions, key=lambda one: (one.taken, one.urgent, one.gain_s), reverse=True)
 

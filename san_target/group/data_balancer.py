@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from heapq import nlargest, nsmallest
 from typing import Final
 
-from san_target.group.decisions import RULES, Decision, Holding, Kind, Rules, View
+from san_target.group.decisions import RULES, Decision, Holding, Kind, Rules, View, actions_at_once
 from san_target.group.efficiency import Effect, RangeFlow
 
 CANDIDATES_MAX: Final = 64
@@ -24,8 +24,9 @@ def plan_migrations(view: View, rules: Rules = RULES) -> list[Decision]:
     before = view.model.efficiency_of(total_s)
     decisions = [_drained(view, one, before) for one in view.holdings if one.owner in view.leaving]
     decisions += _for_space(view, rules, before)
-    hottest = nlargest(CANDIDATES_MAX, view.ranges, lambda one: one.iops)
-    decisions += [_for_load(view, rules, one, total_s, before) for one in hottest if one.owner not in view.leaving]
+    known = (one for one in view.ranges if one.owner in view.model.stations and one.owner not in view.leaving)
+    promising = nlargest(max(CANDIDATES_MAX, 2 * actions_at_once(len(view.loads))), known, view.model.give_gain_s)
+    decisions += [_for_load(view, rules, one, total_s, before) for one in promising]
     return sorted(decisions, key=lambda one: (one.taken, one.urgent, one.gain_s), reverse=True)
 
 
@@ -112,8 +113,6 @@ def _relief(view: View, rules: Rules, full: str, before: float) -> Decision | No
 
 
 def _for_load(view: View, rules: Rules, moved: RangeFlow, total_s: float, before: float) -> Decision:
-    if moved.owner not in view.model.stations:
-        return _decision(view, moved, False, "", f"member {moved.owner} has not told its load lately", before)
     names = [name for name in _targets(view, moved) if _free_bytes(view, name) >= moved.size_bytes]
     found = _best(view, moved, names)
     if found is None:

@@ -123,12 +123,17 @@ def worth(decision: Decision, rules: Rules) -> tuple[bool, float]:
     return decision.urgent, decision.gain_s - decision.cost_s / horizon_s
 
 
+def actions_at_once(members: int) -> int:
+    """One in a small group; in a large one as many as a quarter of its members, each with members of its own."""
+    return max(1, members // 4)
+
+
 def chosen(decisions: Sequence[Decision], rules: Rules, members: int) -> list[Decision]:
     """What is carried out at a time: the best, and in a large group the next ones that concern other members.
 
     Effects on other members are independent of each other, so that what is good by itself is good together.
     """
-    limit = max(1, members // 8)
+    limit = actions_at_once(members)
     busy: set[str] = set()
     taken: list[Decision] = []
     for one in sorted((one for one in decisions if one.taken), key=lambda one: worth(one, rules), reverse=True):

@@ -217,6 +217,15 @@ class Model:
         at_new = self.serve_work(iops - there, size) - self.forward_work(there, size)
         return at_old, at_new, (here - there) * self.costs.hop_s, iops * self.stations[moved.owner].miss
 
+    def give_gain_s(self, moved: RangeFlow) -> float:
+        """About the most that migrating a range anywhere could gain: to choose those that are worth a closer look."""
+        old = self.stations[moved.owner]
+        at_old = self._range_deltas(moved, moved.owner)[0]
+        best, here = max(moved.by_ingress.values(), default=0.0), moved.by_ingress.get(moved.owner, 0.0)
+        waits = moved.iops * old.miss
+        disk_s = old.disk_response_s() - old.disk_response_s(-waits) - waits * old.disk_s
+        return old.response_s() - old.response_s(at_old) + disk_s + (best - here) * self.costs.hop_s
+
     def effect_of_migration(self, moved: RangeFlow, to: str) -> Effect:
         at_old, at_new, hops_s, waits = self._range_deltas(moved, to)
         old, new = self.stations[moved.owner], self.stations[to]

@@ -1,7 +1,7 @@
 """One member decides for the whole group what is moved; all carry it out.
 
 The decider is the one whose name is under the key `balancer`, which is bound to its lease: when it ends, another takes
-its place. It looks at each of its own reports, and does one thing at a time (in a large group, one for each eight
+its place. It looks at each of its own reports, and does one thing at a time (in a large group, one for each four
 members); before the next, all members must have told their load three times anew.
 """
 

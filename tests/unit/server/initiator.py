@@ -79,6 +79,21 @@ class Initiator:
             elif header.opcode == opcodes.SCSI_RESPONSE:
                 return int(header.status), segment or received
 
+    def begin_write(self, cdb: bytes, expected: int) -> None:
+        """A command that announces data, without any; the target will ask for it."""
+        self._number += 1
+        self._send(
+            opcodes.SCSI_COMMAND,
+            b"",
+            final=True,
+            attribute=1,
+            write=True,
+            initiator_task_tag=self._number,
+            expected_data_transfer_length=expected,
+            cmd_sn=self._number,
+            cdb=cdb.ljust(16, b"\0"),
+        )
+
     async def ready(self) -> None:
         """Take the unit attention that a login owes."""
         for _ in range(4):
