@@ -132,6 +132,17 @@ class MigrationRequests:
         """What was moved stays where it is."""
         return await self._wish(migration_id, CANCEL)
 
+    async def abandon(self, migration_id: str, reason: str) -> None:
+        """Its source is not in the group any more, so nobody will end it."""
+        record, revision = await self._find(migration_id)
+        if record.state not in FINISHED:
+            changed = msgspec.structs.replace(
+                record, wanted=CANCEL, state=CANCELLED, reason=reason, finished_s=self._wall_clock_s()
+            )
+            await self._store.transact(
+                [Compare(migration_key(migration_id), revision)], [Put(migration_key(migration_id), encode(changed))]
+            )
+
     async def _wish(self, migration_id: str, wanted: str) -> MigrationRecord:
         for _ in range(TRIES):
             record, revision = await self._find(migration_id)

@@ -100,6 +100,10 @@ class Migrator:
                 if not await self._volume_is_there(journal):
                     return
                 continue
+            if moving.volume.mirror is not None:
+                await self._rest(NOTICED_S)  # an earlier life left it; the map is not known yet
+                await self._look_again()
+                continue
             piece = next_piece(moving.map_now, journal.record, self._blocks(moving.volume))
             if piece is None:
                 with suppress(VolumeError, PoolError):  # else it is done soon

@@ -6,15 +6,19 @@ member's if the store says so - as soon as nobody else can serve it.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from san_target.group.errors import AdministrationError
 from san_target.group.migration import FINISHED, PAUSED, RUN
+from san_target.group.migration_requests import MigrationRequests
 from san_target.group.migrator import Migrator, Over
 from san_target.group.moving_volume import clear_moved, gone
 from san_target.group.piece_mover import Source
 from san_target.metadata.schema import MigrationRecord, decode
+from san_target.metadata.store import StoreError
 from san_target.server.background import Background
 from san_target.storage.records import HELD, HeldRange, PoolError
 from san_target.volume.device import VolumeError
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from san_target.metadata.store import Event, Item
     from san_target.server.export import Export
     from san_target.server.member import Member
+    from san_target.volume.mirror import Mirror
     from san_target.volume.receiver import Receiver
 
 log = structlog.get_logger()
@@ -83,10 +88,16 @@ class Migrations:
         """The map that this member knows is as new as its lease, at least."""
         self._lives = True
         for export in self._member.exports.by_id.values():
-            if export.volume is not None:
-                export.volume.mirror = None  # what an earlier life left in doubt, the map says now
+            if export.volume is not None and export.volume.mirror is not None:
+                self._background.spawn(self._reopen(export, export.volume.mirror))
         self._background.spawn(self._keep_looking())
         self._look()
+
+    async def _reopen(self, export: "Export", mirror: "Mirror") -> None:
+        """What an earlier life left in doubt is served again, or not, by the map of now."""
+        await self._member.exports.settled(export.record.id, self._member.follower.revision)
+        if export.volume is not None and export.volume.mirror is mirror:
+            export.volume.mirror = None
 
     async def end_life(self) -> None:
         self._lives = False
@@ -100,7 +111,19 @@ class Migrations:
                     await self._settle(export)
                 except (VolumeError, PoolError, PartitionMapError) as error:
                     log.info("what migrations left waits", volume=export.record.name, reason=str(error))
+            await self._end_orphans()
             await self._member.environment.sleep(LOOK_S)
+
+    async def _end_orphans(self) -> None:
+        """Migrations that nobody will work on: their source was removed from the group. Their destination ends them."""
+        member = self._member
+        for record, _generation in list(self.known.values()):
+            view = member.members.view.get(record.source)
+            is_gone = view is None or view.state == "removed"
+            if record.destination == member.name and record.state not in FINISHED and is_gone:
+                requests = MigrationRequests(member.store, member.environment.new_id, member.environment.wall_clock_s)
+                with suppress(StoreError, AdministrationError):
+                    await requests.abandon(record.id, f"member {record.source!r} was removed from the group")
 
     def phase_of(self, migration_id: str) -> str:
         """How far the piece is that is moved now; "" if none is, here."""

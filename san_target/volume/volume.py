@@ -46,8 +46,9 @@ class Volume:
         "_local",
         "_locks",
         "_map_changed",
-        "_placed_revision",
+        "_placed",
         "_router",
+        "_told_revision",
         "block_size",
         "blocks",
         "volume_id",
@@ -84,7 +85,9 @@ class Volume:
         self._file_try_read_into: Final = blocks_file.try_read_into
         self._forwarder = remote
         self._direct = False
-        self._placed_revision = 0
+        # Migrations that were committed, at revisions that the store has not told of yet.
+        self._told_revision = revision
+        self._placed: list[tuple[int, int, int, Placement]] = []
         self._blocks_ever = blocks  # the largest number of them there has been
         self._check_size(blocks)
 
@@ -119,19 +122,15 @@ class Volume:
 
     def update(self, map_snapshot: "MapSnapshot", held: Sequence[HeldRange], revision: int | None = None) -> None:
         """The map or the held record has changed (not the size). Requests that wait for a lock see the new one."""
-        if revision is not None and revision < self._placed_revision:
-            # This member knows of a later change than the store has told yet.
-            map_snapshot, revision = self._router.snapshot, None
         self._route(map_snapshot, held, revision)
         self._check_size(self.blocks)
 
     def place(self, start: int, end: int, placement: "Placement", held: Sequence[HeldRange], revision: int) -> None:
         """A migration was committed at this revision: its member hears of it before the store tells."""
-        if revision > self._router.revision:
-            self._placed_revision = revision
-            self._route(self._router.snapshot.replaced(start, end, placement), held, revision)
-        else:
-            self._route(self._router.snapshot, held)
+        if revision > self._told_revision:
+            self._placed.append((revision, start, end, placement))
+        # The map from the store stays what it is; this lies over it.
+        self._route(self._router.snapshot, held, self._told_revision)
         self._check_size(self.blocks)
 
     @property
@@ -175,9 +174,17 @@ class Volume:
 
     def _route(self, map_snapshot: "MapSnapshot", held: Sequence[HeldRange], revision: int | None = None) -> None:
         old = self._router
-        self._router = self._local.router = Router(
-            map_snapshot, old.member_name, held, old.revision if revision is None else revision
-        )
+        if revision is not None:
+            self._told_revision = revision
+        if self._placed:
+            # What the store has not told yet must not be lost by what it tells now.
+            self._placed = [each for each in self._placed if each[0] > self._told_revision]
+            for _revision, start, end, placement in self._placed:
+                if start < map_snapshot.blocks:
+                    map_snapshot = map_snapshot.replaced(start, min(end, map_snapshot.blocks), placement)
+        # Whoever asks by an older map than this is told so: also by a flush.
+        known = max((each[0] for each in self._placed), default=0)
+        self._router = self._local.router = Router(map_snapshot, old.member_name, held, max(self._told_revision, known))
 
     def retire(self) -> None:
         """Begin nothing any more, whoever asks; then `drain`, and the file can be closed. There is no way back."""

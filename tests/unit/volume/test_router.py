@@ -6,6 +6,7 @@ from san_target.storage.records import HeldRange
 from san_target.volume.device import MediumError, Unavailable
 from san_target.volume.partition_map import PartitionMap, Placement, Segment
 from san_target.volume.router import Router, Served
+from tests.unit.volume.kit import make_volume, run
 
 MINE, THEIRS = Placement("a", generation=3), Placement("b", generation=4)
 
@@ -61,3 +62,23 @@ def test_blocks_are_served_only_under_their_own_generation() -> None:
     assert router.serves_under(40, 20, 4)
     for lba, blocks, generation in ((0, 41, 3), (39, 1, 4), (40, 1, 3), (60, 31, 3), (30, 60, 3), (99, 2, 3)):
         assert not router.serves_under(lba, blocks, generation)
+
+
+def test_what_was_placed_here_is_not_lost_by_an_older_map() -> None:
+    async def work() -> None:
+        volume = make_volume()
+        old = volume.snapshot
+        elsewhere = Placement("b", generation=7)
+        volume.place(256, 512, elsewhere, volume.local.router.held, 9)
+        assert volume.snapshot.find(300) == elsewhere
+        assert volume.revision == 9, "who asks by an older map must hear of this one"
+        for revision in (5, 8):
+            volume.update(old, volume.local.router.held, revision)
+            assert volume.snapshot.find(300) == elsewhere, "the store has not told of it yet"
+            assert not volume.local.router.serves(300, 1)
+        await volume.resize(400, old.resized(400), (HeldRange(0, 400, 1),), 8)
+        assert volume.snapshot.find(300) == elsewhere
+        volume.update(old.resized(400), (HeldRange(0, 400, 1),), 10)
+        assert volume.snapshot.find(300) == Placement("a", generation=1), "a later revision says all"
+
+    run(work())
