@@ -100,6 +100,7 @@ class LogicalUnit:
         self.sanitizing: SanitizeProgress | None = None
         self.abort_tasks: Callable[[list[Nexus]], Awaitable[None]] | None = None
         self.drop_sessions: Callable[[], None] | None = None
+        self._own_drop = 0
         self._known_ports: OrderedDict[tuple[str, str], None] = OrderedDict()
         self.reservations = Reservations(self)
         self.shared = SharedState(self)
@@ -199,10 +200,12 @@ class LogicalUnit:
             self.refresh(nexus)
 
     async def reset_everywhere(self, asc_ascq: tuple[int, int] = (0x29, 0x03), drop: bool = False) -> bool:
-        """Logical unit reset, at all members; drop: all sessions end, too. False: it may not have reached all."""
+        """Logical unit reset, at all members; drop: all sessions at others end, too, and the caller ends those here, once
+        it has answered. False: it may not have reached all."""
 
         def reset(record: ReservationsRecord) -> ReservationsRecord:
             event = event_of(record, UnitEventRecord(everyone=asc_ascq, reset=True, clear=True, drop=drop))
+            self._own_drop = event.number if drop else self._own_drop
             # RESERVE(6) ends; persistent reservations do not (SPC-4 5.13.1).
             return msgspec.structs.replace(record, reserved_by=None, reserved_at="", mode=None, last=event)
 
@@ -240,7 +243,7 @@ class LogicalUnit:
             await self.abort_tasks(list(self.nexuses))
         elif event.preempted:
             await self.reservations.end_commands((Port(*port) for port in event.preempted), event.abort)
-        if event.drop and self.drop_sessions is not None:
+        if event.drop and event.number != self._own_drop and self.drop_sessions is not None:
             self.drop_sessions()
 
     def reset(self, asc_ascq: tuple[int, int] = (0x29, 0x03)) -> None:

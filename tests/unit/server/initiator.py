@@ -102,6 +102,15 @@ class Initiator:
                 return
         raise AssertionError("not ready")
 
+    async def reset(self, function: int) -> int:
+        """A task management function for LUN 0; its response."""
+        self._number += 1
+        fields = {"initiator_task_tag": self._number, "cmd_sn": self._number, "function": function}
+        self._send(opcodes.TASK_MANAGEMENT_REQUEST, b"", immediate=True, **fields)
+        header, _ = await self.receive()
+        assert header.opcode == opcodes.TASK_MANAGEMENT_RESPONSE
+        return int(header.response)
+
     async def logout(self) -> None:
         """End the session; returns with the target's answer."""
         self._number += 1

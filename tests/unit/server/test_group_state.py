@@ -12,6 +12,7 @@ from tests.unit.server.group_kit import HOST_A, HOST_B, IQN, ISID, OTHER_ISID, G
 from tests.unit.server.initiator import Initiator
 
 BLOCK = 512
+TARGET_COLD_RESET = 7  # RFC 7143 11.5.1
 CONFLICT, BUSY, CHECK = 0x18, 0x08, 0x02
 REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT = range(6)
 RESERVE_6, RELEASE_6 = bytes([0x16, 0, 0, 0, 0, 0]), bytes([0x17, 0, 0, 0, 0, 0])
@@ -161,6 +162,17 @@ def test_a_reset_reaches_every_host(tmp_path: Path) -> None:
             assert await unit.reset_everywhere()
             assert await attention(one) == (0x29, 0x03)
             assert await attention(two) == (0x29, 0x03)
+
+    run(body)
+
+
+def test_a_cold_reset_is_answered_and_ends_every_session(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with group(tmp_path, "m1", "m2") as made:
+            one, beside = await made.log_in("m1"), await made.log_in("m1", HOST_A, OTHER_ISID)
+            two = await made.log_in("m2", HOST_B)
+            assert await one.reset(TARGET_COLD_RESET) == 0
+            assert [await each.ended() for each in (one, beside, two)] == [True, True, True]
 
     run(body)
 
