@@ -7,12 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.conformance.iscsi_test_cu import Outcomes, run_suites
+from tests.support.group import Group
 from tests.support.target import Options, Target
 
 # The test Sanitize.Reset wants to find a SANITIZE still under way after 3 s of sleep, five resets and a new login; a
 # member overwrites 64 MiB/s.
 VOLUME_BYTES = 512 << 20
-MULTIPATH = "multipath"  # a second URL of the same volume: the suite of that name only
+MULTIPATH = "multipath"  # a second URL of the same volume, at another member of a group: the suite of that name only
 MULTIPATH_SUITE = "MultipathIO"
 # Most tests that write take it for a failure when a write-protected volume refuses, so on such a volume they may not
 # write. This suite is made for it: it tries every writing command and wants each to be refused.
@@ -28,7 +29,7 @@ KINDS: dict[str, Options] = {
 
 
 def run_kind(
-    start: Callable[[Path], Target],
+    start: Callable[[Path], Target | Group],
     directory: Path,
     kind: str,
     suites: Iterable[str] = (),
@@ -40,14 +41,15 @@ def run_kind(
     try:
         volume = target.create_volume("conformance", VOLUME_BYTES, KINDS[kind])
         if kind == MULTIPATH:
-            return run_suites([volume.url, volume.url], [MULTIPATH_SUITE], tell)
+            second = target.at(volume, 1) if isinstance(target, Group) else volume
+            return run_suites([volume.url, second.url], [MULTIPATH_SUITE], tell)
         return run_suites([volume.url], suites, tell, READ_ONLY_SUITES if volume.options.read_only else None)
     finally:
         target.kill()
 
 
 def run_kinds(
-    start: Callable[[Path], Target],
+    start: Callable[[Path], Target | Group],
     directory: Path,
     kinds: Iterable[str] = KINDS,
     suites: Iterable[str] = (),

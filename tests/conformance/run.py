@@ -2,6 +2,7 @@
 
     python -m tests.conformance.run                       a member of its own, every kind of volume
     python -m tests.conformance.run --target tgt          the same against tgt
+    python -m tests.conformance.run --target group        the same through one of three members that share each volume
     python -m tests.conformance.run --url iscsi://...     a target that runs already (its data is destroyed!)
         --second-url URL   another way to the same logical unit, for the multipath suite
     --kind NAME, --suite NAME   only these (repeatable)
@@ -17,20 +18,25 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.conformance.iscsi_test_cu import Outcomes, Verdict, count, run_suites
 from tests.conformance.kinds import KINDS, run_kinds
 from tests.conformance.report import document, write
+from tests.support.group import Group
 from tests.support.member import Member
+from tests.support.target import Target
 from tests.support.tgt import Tgt
+
+TARGETS: dict[str, Callable[[Path], Target | Group]] = {"san-target": Member, "tgt": Tgt, "group": Group}
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url")
     parser.add_argument("--second-url")
-    parser.add_argument("--target", choices=["san-target", "tgt"], default="san-target")
+    parser.add_argument("--target", choices=list(TARGETS), default="san-target")
     parser.add_argument("--kind", action="append", choices=list(KINDS))
     parser.add_argument("--suite", action="append", default=[])
     parser.add_argument("--json", action="store_true")
@@ -59,7 +65,7 @@ def main() -> int:
         urls = [url for url in (options.url, options.second_url) if url]
         results = {"url": run_suites(urls, options.suite, tell)}
     else:
-        start = Tgt if options.target == "tgt" else Member
+        start = TARGETS[options.target]
         with tempfile.TemporaryDirectory(prefix="conformance-") as directory:
             results = run_kinds(start, Path(directory), options.kind or list(KINDS), options.suite, tell)
     if options.json:

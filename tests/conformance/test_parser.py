@@ -44,6 +44,11 @@ def test_a_program_that_ends_early_breaks_the_rest() -> None:
     assert outcomes["Read10.Warned"].detail == "not begun; the program hung"
 
 
+def test_a_program_that_cannot_log_in_breaks_them_all() -> None:
+    outcomes = parse_suite("Read10", ["Simple", "Last"], "Failed to connect to the target\n", "status 255")
+    assert set(outcomes.values()) == {Outcome(Verdict.BROKEN, "not begun; status 255")}
+
+
 def test_the_programs_own_refusal_to_write_is_a_skip() -> None:
     output = "  Test: Simple ...    --dataloss flag is not set in. Skipping PROUT\nFAILED\n    1. test.c:9\n"
     outcome = parse_suite("ProutRegister", ["Simple"], output, "status 1")["ProutRegister.Simple"]

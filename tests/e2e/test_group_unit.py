@@ -19,6 +19,8 @@ from tests.support.raw_initiator import (
 )
 from tests.support.target import Volume, wait_for
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 BLOCK = 512
 HOST_A, HOST_B = (f"iqn.1993-08.org.debian:01:{name}" for name in "ab")
@@ -113,7 +115,6 @@ def test_a_port_that_logs_in_elsewhere_leaves_nothing_behind(group: Group) -> No
     assert write(stays, 0) == GOOD
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_reservations_when_members_die(new_group: Callable[[], Group]) -> None:
     """A registration outlives any member, without APTPL as long as another one runs; RESERVE(6) ends with its session,

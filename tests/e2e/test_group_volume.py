@@ -31,6 +31,8 @@ from tests.support.raw_initiator import (
 from tests.support.target import Volume
 from tests.support.tools import run
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 BLOCK = 512
 STEPS = 600
@@ -47,7 +49,6 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@pytest.mark.slow
 @pytest.mark.tool("qemu-img", "qemu-iscsi")
 def test_an_image_that_went_in_through_one_member_comes_out_through_the_others(group: Group, tmp_path: Path) -> None:
     image = tmp_path / "image"

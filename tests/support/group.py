@@ -38,18 +38,18 @@ class GroupMember(Member):
         self.member_name = member_name
         self._store_url = store_url
         self._prefix = list(prefix)
-        self._token_file = directory / "token"
-        self._token_file.write_text(TOKEN)
-        self._token_file.chmod(0o600)
+        self.token_file = directory / "token"
+        self.token_file.write_text(TOKEN)
+        self.token_file.chmod(0o600)
         self.portal, self.peer, self.admin = (f"{host}:{free_port()}" for _ in range(3))
 
     def _command(self) -> Sequence[str]:
         ports = ["--portal", self.portal, "--peer", self.peer, "--admin", self.admin]
-        where = ["--dir", str(self.pool), "--store", self._store_url, "--api-token-file", str(self._token_file)]
+        where = ["--dir", str(self.pool), "--store", self._store_url, "--api-token-file", str(self.token_file)]
         return [*self._prefix, str(COMMAND), "serve", "--name", self.member_name, *where, *ports, *self._options]
 
     def _words(self, arguments: Sequence[str]) -> list[str]:
-        return [str(COMMAND), "--api", self.api, "--token-file", str(self._token_file), *arguments]
+        return [str(COMMAND), "--api", self.api, "--token-file", str(self.token_file), *arguments]
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {TOKEN}"}
