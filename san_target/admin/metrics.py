@@ -25,11 +25,15 @@ MEMBER_COUNTERS = {
     "rejects": "Reject PDUs sent",
     "digest_errors": "PDUs with a wrong header or data digest",
     "task_management": "task management requests received",
+    "migrated_bytes": "bytes of blocks that went from this member to others, holes left out",
+    "migration_restarts": "pieces that had to be copied to another member anew",
+    "mirrored_writes": "changes by initiators that were made at another member, too, as their blocks went there",
     "sessions_moved": "sessions moved to other members",
     "sessions_not_moved": "sessions that were to be moved, and could not be, or did not arrive",
     "sessions_disobeyed": "sessions that did not go when asked to, so that their connection was closed",
 }
 MEMBER_GAUGES = {
+    "migrations": "migrations that this member works on",
     "sessions": "sessions logged in",
     "shared_initiator_ports": "initiator ports that several machines use, ending each other's sessions",
     "connections": "open iSCSI connections",

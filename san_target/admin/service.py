@@ -12,6 +12,8 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from san_target.admin.balance import BalanceReport, Load, MovedSession
+from san_target.admin.migrations import BlockRange as BlockRange
+from san_target.admin.migrations import Migration as Migration
 
 if TYPE_CHECKING:
     from san_target.admin.drain import MemberDrain
@@ -203,42 +205,6 @@ class MapEntry(Struct, kw_only=True, frozen=True):
     generation: int
 
 
-class BlockRange(Struct, kw_only=True, frozen=True):
-    """Logical blocks; end_lba is exclusive."""
-
-    start_lba: int
-    end_lba: int
-
-
-class Migration(Struct, kw_only=True, frozen=True):
-    """What `source` owns of a range of a volume goes to `destination`, piece by piece.
-
-    state: waiting (for another one) | running | retrying (a piece failed several times; see reason) | paused | done |
-    cancelled. wanted: what the operator wants: run | pause | cancel. restarts: pieces that had to be copied anew.
-    mirrored_writes: changes by initiators that were applied at both members meanwhile. eta_s: seconds left at the
-    present speed, null = not known. generation: of the placements that it makes.
-    """
-
-    id: str
-    volume: str
-    range: BlockRange
-    source: str
-    destination: str
-    state: str
-    wanted: str
-    reason: str = ""
-    pieces_done: int
-    pieces_total: int
-    restarts: int
-    mirrored_writes: int
-    bytes_copied: int
-    limit_bytes_per_second: int
-    bytes_per_second: float
-    eta_s: float | None = None
-    created: str
-    finished: str = ""
-
-
 class Pool(Struct, kw_only=True, frozen=True):
     """A member's disk space. allocated_bytes: by volumes. state low: under the soft threshold."""
 
@@ -363,6 +329,10 @@ class Counters(Struct, kw_only=True, frozen=True):
     rejects: int = 0
     digest_errors: int = 0
     task_management: int = 0
+    migrations: int = 0
+    migrated_bytes: int = 0
+    migration_restarts: int = 0
+    mirrored_writes: int = 0
     pool_capacity_bytes: int = 0
     pool_free_bytes: int = 0
     sessions_moved: int = 0

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -51,8 +52,17 @@ class Over(Exception):
     """There is nothing to do any more at this member."""
 
 
+@dataclass(slots=True)
+class Totals:
+    """What a member's migrations did since its start."""
+
+    bytes_copied: int = 0
+    restarts: int = 0
+    mirrored_writes: int = 0
+
+
 class Migrator:
-    """One migration. wall_clock_s: for people. piece_bytes: of an ordinary piece."""
+    """One migration. wall_clock_s: for people. totals: counted on. piece_bytes: of an ordinary piece."""
 
     def __init__(
         self,
@@ -61,6 +71,7 @@ class Migrator:
         incarnation: int,
         volume_of: Callable[[str], MovingVolume | None],
         wall_clock_s: Callable[[], float],
+        totals: Totals | None = None,
         piece_bytes: int = PIECE_BYTES,
     ) -> None:
         self._source = source
@@ -69,6 +80,7 @@ class Migrator:
         self._incarnation = incarnation
         self._volume_of = volume_of
         self._wall_clock_s = wall_clock_s
+        self._totals = totals or Totals()
         self._piece_bytes = piece_bytes
         self._attempt = 0
         self._failures = 0
@@ -172,7 +184,9 @@ class Migrator:
         mover = self.mover = PieceMover(self._source, journal, moving, volume, piece, self._attempt)
         is_moved = await mover.run()
         took_s = max(self._source.now_s() - began_s, 1e-3)
+        self._totals.mirrored_writes += mover.mirrored_writes
         if is_moved:
+            self._totals.bytes_copied += mover.bytes_copied
             self._failures = 0
             speed = (piece.end - piece.start) * volume.block_size / took_s
             old = journal.record.speed_bytes_per_second or speed
@@ -187,6 +201,7 @@ class Migrator:
             await self._look_again()
             return
         self._failures += 1
+        self._totals.restarts += 1
         rest_s = back_off_s(self._failures)
         log.info(
             "a piece of a migration begins anew",

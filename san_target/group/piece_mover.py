@@ -48,6 +48,7 @@ EXTENTS_AT_ONCE: Final = 1024
 COMMIT_S: Final = 1.5
 """How long initiators wait for the store; then the piece is served again, in doubt."""
 CONFLICTS_MAX: Final = 5
+SEAL_S: Final = 3.0
 HANDOVER_S: Final = 2.0
 HANDOVER_RETRY_S: Final = 0.2
 RESOLVE_RETRY_S: Final = 0.2
@@ -274,7 +275,17 @@ class PieceMover:
 
     async def _make_plan(self) -> None:
         """What the commit compares is read before the piece is locked: initiators do not wait for that."""
-        await self._ask(Operation.SEAL)  # what is there by now becomes durable
+        if self._lock is None:
+            await self._ask(Operation.SEAL)  # what is there by now becomes durable
+            await self._read_plan()
+            return
+        try:
+            async with asyncio.timeout(COMMIT_S):
+                await self._read_plan()
+        except TimeoutError:
+            raise StepFailed("the store does not answer in time") from None
+
+    async def _read_plan(self) -> None:
         record, store, me = self._journal.record, self._source.store, self._source.name
         link = self._link
         leases = await asyncio.gather(store.get(lease_key(record.destination)), store.get(lease_key(me)))
@@ -308,7 +319,7 @@ class PieceMover:
 
     async def _seal(self) -> None:
         self._check_clean()
-        await self._ask(Operation.SEAL, durable=True)
+        await self._ask(Operation.SEAL, SEAL_S, durable=True)
         self._check_clean()
 
     async def _require(self) -> None:

@@ -14,7 +14,7 @@ import structlog
 from san_target.group.errors import AdministrationError
 from san_target.group.migration import FINISHED, PAUSED, RUN
 from san_target.group.migration_requests import MigrationRequests
-from san_target.group.migrator import Migrator, Over
+from san_target.group.migrator import Migrator, Over, Totals
 from san_target.group.moving_volume import clear_moved, gone
 from san_target.group.piece_mover import Source
 from san_target.metadata.schema import MigrationRecord, decode
@@ -56,6 +56,7 @@ class Migrations:
         self._gone_since_s: dict[str, float] = {}
         self._read: dict[str, tuple[MigrationRecord, int]] = {}
         self._complete_at = 0
+        self.totals = Totals()
         self.known: dict[str, tuple[MigrationRecord, int]] = {}
 
     # What the follower calls ------------------------------------------------------------------------------------------
@@ -125,6 +126,11 @@ class Migrations:
                 with suppress(StoreError, AdministrationError):
                     await requests.abandon(record.id, f"member {record.source!r} was removed from the group")
 
+    @property
+    def working(self) -> int:
+        """How many are worked on here."""
+        return len(self._working)
+
     def phase_of(self, migration_id: str) -> str:
         """How far the piece is that is moved now; "" if none is, here."""
         found = self._working.get(migration_id)
@@ -167,6 +173,7 @@ class Migrations:
             member.membership.incarnation,
             lambda volume_id: member.exports.by_id.get(volume_id),
             environment.wall_clock_s,
+            self.totals,
         )
         task = self._background.spawn(self._work(record, migrator))
         self._working[record.id] = migrator, task

@@ -296,7 +296,7 @@ class Service:
 
     def counters(self) -> values.Counters:
         member = self._member
-        exports, portal = member.exports, member.portal_server
+        exports, portal, migrations = member.exports, member.portal_server, member.life.migrations
         totals = {export.record.name: export.sessions.total() for export in exports.by_id.values()}
         counted = [exports.ended, *totals.values()]
         capacity_bytes, free_bytes = member.pool.space()
@@ -319,6 +319,10 @@ class Service:
             sessions_moved=member.balancing.moves.moved,
             sessions_not_moved=member.balancing.moves.failed,
             sessions_disobeyed=member.balancing.moves.disobeyed,
+            migrations=migrations.working,
+            migrated_bytes=migrations.totals.bytes_copied,
+            migration_restarts=migrations.totals.restarts,
+            mirrored_writes=migrations.totals.mirrored_writes,
             pool_capacity_bytes=capacity_bytes,
             pool_free_bytes=free_bytes,
             volumes=tuple(_volume_counters(export, totals[export.record.name]) for export in exports.by_id.values()),

@@ -38,6 +38,35 @@ def test_the_steps_of_a_piece() -> None:
     run(work())
 
 
+def test_what_is_sealed_survives_a_power_failure() -> None:
+    async def work() -> None:
+        pair = Pair()
+        recorded: list[bytes] = []
+
+        def lose_power(held: tuple[HeldRange, ...]) -> None:
+            if {each.state for each in held} == {SEALED}:
+                pair.destination.file.lose_power(lambda versions: versions[0])  # type: ignore[attr-defined]
+                recorded.append(pair.destination.read(START, 8))
+
+        pair.destination.on_held = lose_power
+        await sealed(pair)
+        assert recorded == [block(9) * 8], "the record may be there when the blocks are, not before"
+
+    run(work())
+
+
+def test_in_doubt_changes_survive_a_power_failure_of_the_destination() -> None:
+    async def work() -> None:
+        pair = Pair()
+        await sealed(pair)
+        assert (await pair.deliver(pair.frame(Operation.MIRROR, START, block(5), flags=1))).status == Status.GOOD
+        assert (await pair.deliver(pair.frame(Operation.MIRROR_UNMAP, START + 1, blocks=1, flags=1))).status == 0
+        pair.destination.file.lose_power(lambda versions: versions[0])  # type: ignore[attr-defined]
+        assert pair.destination.read(START, 3) == block(5) + bytes(BLOCK) + block(9)
+
+    run(work())
+
+
 def test_what_is_received_is_recorded_before_the_first_block() -> None:
     async def work() -> None:
         pair = Pair()
