@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from san_target.group.errors import AdministrationError
-from san_target.group.migration import FINISHED, PAUSED, RUN
+from san_target.group.migration import FINISHED, PAUSED, RETRYING, RUN
 from san_target.group.migration_requests import MigrationRequests
 from san_target.group.migrator import Migrator, Over, Totals
 from san_target.group.moving_volume import clear_moved, gone
@@ -147,13 +147,17 @@ class Migrations:
         for migrator_id, (migrator, _task) in self._working.items():
             found = self.known.get(migrator_id)
             migrator.wish("cancel" if found is None else found[0].wanted)
-        busy = {self.known[each][0].volume_id for each in self._working if each in self.known}
+        working = [self.known[each][0] for each in self._working if each in self.known]
+        busy = {record.volume_id for record in working}
+        # One that rests after failures (its destination is away, say) keeps no other from being worked on.
+        slots = AT_ONCE - sum(record.state != RETRYING for record in working)
         for record, _generation in sorted(self.known.values(), key=lambda each: each[1]):
             is_due = record.wanted == RUN or record.state not in (PAUSED, *FINISHED)
             if record.source != me or record.state in FINISHED or not is_due or record.id in self._working:
                 continue
-            if record.volume_id not in busy and len(self._working) < AT_ONCE:
+            if record.volume_id not in busy and slots > 0:
                 busy.add(record.volume_id)
+                slots -= 1
                 self._begin(record)
 
     def _begin(self, record: MigrationRecord) -> None:

@@ -390,3 +390,58 @@ def test_pause_resume_and_cancel(tmp_path: Path) -> None:
                     await asyncio.sleep(0.02)
 
     run(body)
+
+
+async def until_phase(made: Group, migration_id: str, *phases: str) -> None:
+    async with asyncio.timeout(20):
+        while made.members["m1"].life.migrations.phase_of(migration_id) not in phases:
+            await asyncio.sleep(0.001)
+
+
+async def filled_at_m1(made: Group) -> Initiator:
+    if set(owners(made, "m1")) != {"m1"}:
+        await migrate(made, "m1")
+    host = await made.log_in("m1")
+    for slot in range(0, SLOTS, 2):
+        await write(host, slot, bytes([slot % 255 + 1]) * SLOT_BLOCKS * BLOCK)
+    return host
+
+
+def test_a_sanitize_reaches_what_is_under_way(tmp_path: Path) -> None:
+    async def body() -> None:  # [15]
+        async with group(tmp_path, "m1", "m2", "m3", size_bytes=SIZE_BYTES) as made:
+            host = await filled_at_m1(made)
+            request = MigrationRequest(volume="disk", to="m2", limit_bytes_per_second=2 * MIB)
+            migration = (await made.services["m3"].start_migrations(request))[0]
+            await until_phase(made, migration.id, "copying")
+            status, sense = await host.command(b"\x48\x02" + bytes(8))
+            assert status == 0, sense.hex()
+            assert (await finished(made, [migration.id]))[0].state == "done"
+            for slot in range(0, SLOTS, 2):
+                assert await read(host, slot) == bytes(SLOT_BLOCKS * BLOCK)
+            for name in ("m1", "m2"):
+                found = made.members[name].pool.find_volume(next(iter(made.members[name].exports.by_id)))
+                assert found is not None
+                assert bytes(found.file.read(0, SIZE_BYTES)) == bytes(SIZE_BYTES), f"remnants at {name}"
+
+    run(body)
+
+
+def test_a_volume_is_shrunk_and_grows_while_it_moves(tmp_path: Path) -> None:
+    async def body() -> None:  # [14]
+        async with group(tmp_path, "m1", "m2", "m3", size_bytes=SIZE_BYTES) as made:
+            await filled_at_m1(made)
+            service = made.services["m3"]
+            request = MigrationRequest(volume="disk", to="m2", limit_bytes_per_second=4 * MIB)
+            migration = (await service.start_migrations(request))[0]
+            await until_phase(made, migration.id, "copying")
+            await service.resize_volume("disk", 5 * MIB, force=True)
+            await service.resize_volume("disk", SIZE_BYTES, force=False)
+            assert (await finished(made, [migration.id]))[0].state == "done"
+            host = await made.log_in("m3", isid=OTHER_ISID)
+            for slot in range(0, SLOTS, 2):
+                kept = (slot + 1) * SLOT_BLOCKS * BLOCK <= 5 * MIB
+                expected = bytes([slot % 255 + 1] if kept else 1) * SLOT_BLOCKS * BLOCK
+                assert await read(host, slot) == expected, slot
+
+    run(body)
