@@ -321,11 +321,13 @@ class LogicalUnit:
 
     async def resume(self, command: Command, resume: "Resume") -> Outcome:
         """What becomes of a command that was begun with `start` and is to be gone on with."""
+        begun = ORIGIN.set(self._origin(command))
         try:
-            ORIGIN.set(self._origin(command))
             data = await resume()
         except (CheckCondition, VolumeError) as error:
             return self._failure(error, command.nexus)
+        finally:
+            ORIGIN.reset(begun)
         return Outcome(data_in=data) if data else OUTCOME_GOOD
 
     async def execute(self, command: Command) -> Outcome:
@@ -335,8 +337,11 @@ class LogicalUnit:
             if isinstance(operation, Outcome):
                 return operation
             if operation.later is not None:
-                ORIGIN.set(self._origin(command))
-                return await operation.later(self, command)
+                begun = ORIGIN.set(self._origin(command))
+                try:
+                    return await operation.later(self, command)
+                finally:
+                    ORIGIN.reset(begun)
             assert operation.now is not None, operation.name
             outcome = operation.now(self, command)
             assert outcome is not None, operation.name

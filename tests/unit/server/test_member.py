@@ -111,7 +111,7 @@ class TestLife:
                 return NeverOpen(directory, threads)
 
         class NeverOpen(Pool):
-            async def open(self, group_id: str, store_revision: int) -> None:
+            async def open(self, *_arguments: object) -> None:
                 await asyncio.Event().wait()
 
         async def body() -> None:
