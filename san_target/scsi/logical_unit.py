@@ -200,7 +200,7 @@ class LogicalUnit:
             self.refresh(nexus)
 
     async def reset_everywhere(self, asc_ascq: tuple[int, int] = (0x29, 0x03), drop: bool = False) -> bool:
-        """Logical unit reset, at all members; drop: all sessions at others end too, and the caller ends those here, once
+        """Logical unit reset, at all members; drop: all sessions at others end too, the caller ends those here, once
         it has answered. False: it may not have reached all."""
 
         def reset(record: ReservationsRecord) -> ReservationsRecord:
