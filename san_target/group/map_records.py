@@ -5,14 +5,13 @@ change of the same ranges, nor of a volume that is being resized or deleted mean
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Final, NamedTuple
 
 from san_target.group.errors import Conflict
-from san_target.metadata.schema import PlacementRecord, decode, encode, map_key, map_prefix, volume_key
+from san_target.metadata.schema import PlacementRecord, decode, encode, map_key, map_prefix
 from san_target.metadata.store import Compare, Delete, Item, Put, Store
-from san_target.volume.partition_map import MapChange, MapSnapshot, PartitionMap, Placement, record_of
-from san_target.volume.stored_map import StoredMap
+from san_target.volume.partition_map import MapSnapshot, Placement, record_of
 
 KEYS_AT_ONCE: Final = 100
 """How many ranges one transaction changes: fewer than the store takes, for the volume's own keys come along."""
@@ -54,51 +53,13 @@ async def entries(store: Store, volume_id: str) -> AsyncIterator[MapEntry]:
             yield entry_of(item)
 
 
-async def read_map(store: Store, volume_id: str) -> StoredMap:
-    """The whole map, as of one revision. StoreError."""
-    made = StoredMap()
-    async for page in store.pages(map_prefix(volume_id)):
-        for item in page.items:
-            entry = entry_of(item)
-            made.append(entry.start, entry.placement, entry.revision)
-        made.completed()
-    return made
-
-
-async def map_transaction(
-    store: Store,
-    volume_id: str,
-    volume_revision: int,
-    before: MapSnapshot,
-    change: MapChange,
-    after: PartitionMap,
-) -> MapTransaction:
-    """What brings `change`, which made `after` of `before`, into the store.
-
-    volume_revision: of the volume's key, as the caller has read it. Conflict: the store has other ranges by now.
-    """
-    known: Mapping[int, PlacementRecord] = {
-        start: record_of(before.range_at(start).end, before.find(start))
-        for start in (*change.removed, *change.written)
-        if start < before.blocks and before.range_at(start).start == start
-    }
-    compares = [Compare(volume_key(volume_id), volume_revision)]
-    for start in (*change.removed, *change.written):
-        key = map_key(volume_id, start)
-        item = await store.get(key)
-        found = None if item is None else decode(PlacementRecord, item.value, key)
-        if found != known.get(start):
-            raise Conflict(f"the range at LBA {start} was changed at the same time")
-        compares.append(Compare(key, 0 if item is None else item.mod_revision))
-    operations: list[Put | Delete] = [Delete(map_key(volume_id, start)) for start in change.removed]
-    operations += [Put(map_key(volume_id, start), encode(after.record_at(start))) for start in change.written]
-    return MapTransaction(compares, operations)
-
-
 async def placement_transaction(
     store: Store, volume_id: str, before: MapSnapshot, start: int, end: int, placement: Placement
 ) -> MapTransaction:
-    """What places [start, end) anew. Costs what it touches. Conflict: the store has other ranges than `before`."""
+    """What places [start, end) anew; the caller adds the volume's key. Costs what it touches.
+
+    Conflict: the store has other ranges than `before`.
+    """
     low = before.range_at(max(start - 1, 0)).start
     high = before.range_at(min(end, before.blocks - 1)).end
     old = _records(before, low, high)

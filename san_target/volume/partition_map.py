@@ -281,21 +281,6 @@ class PartitionMap:
             self._merge_at(end)
         return _difference(before, self._window(low, high))
 
-    def resize(self, blocks: int, placement: Placement) -> MapChange:
-        """Cut the map to `blocks`, or extend it by blocks that `placement` holds."""
-        if blocks <= 0:
-            raise AssertionError(f"a map of {blocks} blocks")
-        low = self.range_at(min(blocks, self._blocks) - 1).start
-        before = self._window(low, self._blocks)
-        for beyond in list(self._placements.irange(blocks)):
-            self._remove(beyond)
-        old_blocks, self._blocks = self._blocks, blocks
-        self._touched.add(low)
-        if blocks > old_blocks:
-            self._put(old_blocks, placement)
-            self._merge_at(old_blocks)
-        return _difference(before, self._window(low, blocks))
-
     def append(self, start: int, record: PlacementRecord) -> None:
         """Add the next range, as read from the store in order. PartitionMapError: it does not begin at the end."""
         if start != self._blocks or record.end_lba <= start:

@@ -13,7 +13,6 @@ from click.testing import CliRunner, Result
 
 from san_target.cli.main import main
 from san_target.group.group_record import ensure_group
-from san_target.group.map_records import read_map
 from san_target.group.membership import Membership, PoolFacts
 from san_target.group.volumes import Volumes
 from san_target.metadata.clock import boottime_s
@@ -22,6 +21,7 @@ from san_target.metadata.sqlite import SqliteStore
 from san_target.server.volume_blocks import owned
 from san_target.storage.pool import Pool
 from san_target.storage.threads import ThreadPool
+from san_target.volume.partition_map import PartitionMap
 
 GROUP_ID = "aa" * 16
 MIB = 1 << 20
@@ -89,7 +89,9 @@ class Site:
         volumes = Volumes(store, group)
         for volume in names:
             record = await volumes.create(volume, 4 * MIB, members=("one", "two"))
-            snapshot = (await read_map(store, record.id)).whole()
+            entries = await volumes.entries_of(volume)
+            records = [(entry.start, entry.placement) for entry in entries]
+            snapshot = PartitionMap.from_records(record.size_bytes // record.block_size, records).snapshot()
             for name, pool in pools.items():
                 pieces = owned(snapshot, name, 0, snapshot.blocks)
                 await pool.create_volume(record.id, record.size_bytes, record.block_size, pieces)

@@ -1,8 +1,9 @@
-"""SIGKILL in the middle of creating and deleting volumes: what the next start finds is whole."""
+"""SIGKILL in the middle of creating, resizing and deleting volumes: what the next start finds is whole."""
 
 import random
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,10 +20,10 @@ READY_S = 30.0
 class Process:
     """One `san-target serve` on a pool, with its API."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, name: str = "one", *options: str) -> None:
         self.api = f"http://127.0.0.1:{free_port()}"
-        words = ["serve", "--name", "one", "--dir", str(directory), "--portal", f"127.0.0.1:{free_port()}"]
-        words += ["--admin", self.api.removeprefix("http://")]
+        words = ["serve", "--name", name, "--dir", str(directory), "--portal", f"127.0.0.1:{free_port()}"]
+        words += ["--admin", self.api.removeprefix("http://"), *options]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "san_target.cli", *words],
             stdout=subprocess.PIPE,
@@ -81,3 +82,91 @@ def test_each_start_finds_whole_volumes_and_keeps_what_was_acknowledged(tmp_path
     assert {path.stem for path in (pool / "volumes").glob("*.blocks")} == {volume["id"] for volume in volumes}
     assert {path.stem for path in (pool / "volumes").glob("*.held")} == {volume["id"] for volume in volumes}
     assert process.stop() == 0
+
+
+NAMES = ("one", "two")
+MIB = 1 << 20
+
+
+class Group:
+    """Two members on one store; either may be killed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.processes = {name: self._start(name) for name in NAMES}
+
+    def _start(self, name: str) -> Process:
+        store = f"sqlite://{self.directory}/group.sqlite"
+        return Process(self.directory / name, name, "--peer", f"127.0.0.1:{free_port()}", "--store", store)
+
+    def kill(self, name: str) -> None:
+        self.processes[name].kill()
+
+    def start_again(self, name: str) -> None:
+        self.processes[name] = self._start(name)
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            assert process.stop() == 0
+
+    def volumes(self, name: str) -> list[dict[str, object]]:
+        found = httpx.get(f"{self.processes[name].api}/api/v1/volumes", timeout=READY_S).json()
+        assert isinstance(found, list)
+        return found
+
+    def settled(self) -> list[dict[str, object]]:
+        """The volumes, once both members say the same of them, and that all is done."""
+        for _ in range(600):
+            mine, others = self.volumes("one"), self.volumes("two")
+            if {str(one["state"]) for one in mine + others} <= {"ready"} and len(mine) == len(others):
+                return mine
+            time.sleep(0.05)
+        raise AssertionError(f"not settled: {mine} {others}")
+
+    def files(self, name: str, suffix: str) -> dict[str, int]:
+        """Sizes by volume."""
+        return {path.stem: path.stat().st_size for path in (self.directory / name / "volumes").glob(f"*.{suffix}")}
+
+
+def administer_both(api: str, round_number: int, stop: threading.Event) -> None:
+    """Create, resize and delete volumes that lie on both members, until told to stop; any refusal ends it too."""
+    with httpx.Client(base_url=f"{api}/api/v1", timeout=READY_S) as client:
+        for number in range(10_000):
+            if stop.is_set():
+                return
+            name = f"v{round_number}-{number}"
+            requests = (
+                ("POST", "/volumes", {"name": name, "size_bytes": 4 * MIB, "members": list(NAMES)}),
+                ("POST", f"/volumes/{name}/resize", {"size_bytes": 6 * MIB}),
+                ("POST", f"/volumes/{name}/resize", {"size_bytes": 2 * MIB, "force": True}),
+                *([("DELETE", f"/volumes/{name}", None)] if number % 2 else []),
+            )
+            for method, path, body in requests:
+                try:
+                    if client.request(method, path, json=body).status_code >= 300:
+                        return
+                except httpx.TransportError:
+                    return
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", NAMES)
+def test_volumes_of_two_members_are_whole_at_both(tmp_path: Path, victim: str) -> None:
+    """The member that is asked dies, or the other one."""
+    group, chance = Group(tmp_path), random.Random(victim)
+    for round_number in range(ROUNDS):
+        with ThreadPoolExecutor(1) as pool_of_one:
+            stop = threading.Event()
+            working = pool_of_one.submit(administer_both, group.processes["one"].api, round_number, stop)
+            time.sleep(chance.uniform(0.1, 1.0))
+            group.kill(victim)
+            group.start_again(victim)
+            stop.set()
+            working.result()
+    volumes = group.settled()
+    sizes = {str(volume["id"]): volume["size_bytes"] for volume in volumes}
+    for name in NAMES:
+        assert group.files(name, "blocks").keys() == group.files(name, "held").keys() == sizes.keys()
+        assert group.files(name, "blocks") == sizes
+    assert set(sizes.values()) <= {2 * MIB, 4 * MIB, 6 * MIB}
+    group.stop()
