@@ -5,6 +5,7 @@ ranges go to where they are read and written (locality), or away from a member o
 where the whole group gains more than the copying costs.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from heapq import nlargest, nsmallest
 from typing import Final
@@ -26,7 +27,10 @@ def plan_migrations(view: View, rules: Rules = RULES) -> list[Decision]:
     decisions += _for_space(view, rules, before)
     known = (one for one in view.ranges if one.owner in view.model.stations and one.owner not in view.leaving)
     promising = nlargest(max(CANDIDATES_MAX, 2 * actions_at_once(len(view.loads))), known, view.model.give_gain_s)
-    decisions += [_for_load(view, rules, one, total_s, before) for one in promising]
+    destinations = view.destinations
+    idle = _idlest(view, destinations)
+    for one in promising:
+        decisions.append(_for_load(view, rules, one, _targets(one, idle, destinations), total_s, before))
     return sorted(decisions, key=lambda one: (one.taken, one.urgent, one.gain_s), reverse=True)
 
 
@@ -112,8 +116,10 @@ def _relief(view: View, rules: Rules, full: str, before: float) -> Decision | No
     return None
 
 
-def _for_load(view: View, rules: Rules, moved: RangeFlow, total_s: float, before: float) -> Decision:
-    names = [name for name in _targets(view, moved) if _free_bytes(view, name) >= moved.size_bytes]
+def _for_load(
+    view: View, rules: Rules, moved: RangeFlow, targets: list[str], total_s: float, before: float
+) -> Decision:
+    names = [name for name in targets if _free_bytes(view, name) >= moved.size_bytes]
     found = _best(view, moved, names)
     if found is None:
         return _decision(view, moved, False, "", "no other pool has room for it", before)
@@ -129,16 +135,24 @@ def _for_load(view: View, rules: Rules, moved: RangeFlow, total_s: float, before
     return _decision(view, moved, True, to, _why(view, moved, to), before, effect, after)
 
 
-def _targets(view: View, moved: RangeFlow) -> list[str]:
-    """Where it is asked for, and the members and disks that wait least."""
-    idle = nsmallest(
-        DESTINATIONS_MAX,
-        view.destinations,
-        lambda name: (view.model.stations[name].busy + view.model.stations[name].disk_waits, name),
+def _idlest(view: View, destinations: list[str]) -> list[str]:
+    """One more than are looked at: the owner itself may be among them."""
+    stations = view.model.stations
+    return nsmallest(
+        DESTINATIONS_MAX + 1, destinations, lambda name: (stations[name].busy + stations[name].disk_waits, name)
     )
+
+
+def _targets(moved: RangeFlow, idle: list[str], destinations: list[str]) -> list[str]:
+    """Where it is asked for, and the members and disks that wait least."""
     readers = nlargest(DESTINATIONS_MAX, moved.by_ingress, lambda name: (moved.by_ingress[name], name))
-    allowed = set(view.destinations) - {moved.owner}
-    return [name for name in dict.fromkeys((*readers, *idle)) if name in allowed]
+    return [name for name in dict.fromkeys((*readers, *idle)) if name != moved.owner and _is_in(name, destinations)]
+
+
+def _is_in(name: str, names: list[str]) -> bool:
+    """names: sorted."""
+    index = bisect_left(names, name)
+    return index < len(names) and names[index] == name
 
 
 def cost_of(moved: RangeFlow, rules: Rules = RULES) -> float:

@@ -41,7 +41,7 @@ class Rules:
     data_stay_s: float = 300.0
     rest_s: float = 30.0
     sulk_s: float = 600.0
-    pause_s: float = 0.1
+    pause_s: float = 0.05
     move_s: float = 0.02
     copy_byte_s: float = 2e-9
     pool_high: float = 0.85

@@ -82,7 +82,7 @@ class _Session:
 
 
 class Meter:
-    """`measure` at each reading; the first one, and the first of a session, has rates of 0 for what came before it."""
+    """`measure` at each reading; the first one has rates of 0. A session that is new has counted from 0 since then."""
 
     def __init__(self) -> None:
         self._at_s: float | None = None
@@ -109,10 +109,11 @@ class Meter:
         rows: list[SessionLoad] = []
         ranges: dict[tuple[str, int, int], tuple[float, float]] = {}
         for one in sessions:
-            known = self._sessions.get(one.key)
-            rate = kept[one.key] = known or _Session(one.commands, one.reads, one.writes, one.bytes)
-            if known is not None and interval_s > 0:
+            rate = kept[one.key] = self._sessions.get(one.key) or _Session()
+            if interval_s > 0:
                 _advance(rate, one, interval_s, weight)
+            else:
+                rate.commands, rate.reads, rate.writes, rate.bytes = one.commands, one.reads, one.writes, one.bytes
             rows.append(_row(one, rate))
             _add_ranges(ranges, one.volume_id, rate)
         self._sessions = kept

@@ -108,6 +108,16 @@ def _choices(candidates: Iterable[Candidate]) -> tuple[Choice, ...]:
     return tuple(Choice(one.name, one.portal) for one in candidates if one.portal is not None)
 
 
+def is_random(isid: bytes) -> bool:
+    """Whether an ISID is of the random format (RFC 7143 11.12.5): its initiator takes a new one for each session."""
+    return isid[:1] != b"" and isid[0] & 0xC0 == 0x80
+
+
+def is_same_port(one: bytes, other: bytes) -> bool:
+    """Whether two ISIDs of one initiator name can be those of one session that comes again."""
+    return one == other or (is_random(one) and is_random(other))
+
+
 class Tickets:
     """The tickets that one member has given out: each for one login, good for one use within TICKET_S. Bounded.
 
@@ -135,12 +145,13 @@ class Tickets:
     def admits(self, login: Login, now_s: float) -> bool:
         """Whether this login was sent here, so that it must be served here; its ticket is used up.
 
-        A ticket for another ISID of the initiator admits too, and stays: one that changes its ISID on the way would
-        otherwise be sent on, with a new ticket each time.
+        A ticket for another ISID of the initiator admits too: one that changes its ISID on the way would otherwise be
+        sent on, with a new ticket each time. It stays for the session that it was given for, unless that is what came:
+        under another ISID of the random format.
         """
         key = (login.target, login.initiator_name)
         isid, valid_until_s = self._issued.get(key, (b"", float("-inf")))
-        if isid == login.isid:
+        if isid and is_same_port(isid, login.isid):
             self._issued.pop(key, None)  # used, even if too late: the portal can be reached
         return valid_until_s > now_s
 

@@ -8,18 +8,11 @@ every member knows for a while where it is expected. The one that expects it has
 from dataclasses import dataclass
 from typing import Final
 
-from san_target.group.portal_group import Login
+from san_target.group.portal_group import Login, is_same_port
 
 EXPECTED_S: Final = 9.0
 """How long: less than the ticket is good for."""
 EXPECTED_MAX: Final = 1024
-_TYPE: Final = 0xC0
-_RANDOM: Final = 0x80
-
-
-def is_random(isid: bytes) -> bool:
-    """Whether an ISID is of the random format (RFC 7143 11.12.5): its initiator takes a new one for each session."""
-    return isid[0] & _TYPE == _RANDOM
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,5 +47,4 @@ class Expected:
         if found.until_s <= now_s:
             del self._expected[key]
             return ""
-        same = found.isid == login.isid or (is_random(found.isid) and is_random(login.isid))
-        return found.member if same else ""
+        return found.member if is_same_port(found.isid, login.isid) else ""

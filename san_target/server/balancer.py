@@ -23,6 +23,7 @@ from san_target.group.portal_group import Policy
 from san_target.group.view import holdings, range_flows
 from san_target.metadata.schema import BALANCE_KEY, BALANCER_KEY, BalanceRecord, BalancerRecord, decode, encode
 from san_target.metadata.store import Compare, Put, StoreError
+from san_target.peer.load_report import MemberLoad
 from san_target.server.local_sessions import utc
 from san_target.server.other_members import DRAINING, REMOVING, NoAnswer
 from san_target.server.session_moves import Outcome
@@ -40,6 +41,9 @@ log = structlog.get_logger()
 
 ACTIONS_KEPT: Final = 32
 DECISIONS_SHOWN: Final = 100
+SESSIONS_AT_ONCE: Final = 200
+"""Up to so many, planning takes some milliseconds at most."""
+IDLE_LOOKS: Final = 5
 IDLE: Final = "the policy of the portal group is {policy!r}: only `adaptive` moves things by itself"
 
 
@@ -50,6 +54,44 @@ class _Seen:
     view: View
     decisions: Sequence[Decision]
     planning_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is needed for a `View`. maps: of all volumes, with their block sizes; to_give: whose holdings matter."""
+
+    now_s: float
+    loads: dict[str, MemberLoad]
+    serving: frozenset[str]
+    leaving: frozenset[str]
+    to_give: frozenset[str]
+    maps: "dict[str, tuple[MapSnapshot, int]]"
+    moved: dict[str, float]
+    migrated: dict[str, float]
+    stays: dict[tuple[str, int, int], float]
+    sulking: dict[tuple[str, str], float]
+    busy: frozenset[str]
+
+
+def decide(known: _Known) -> tuple[View, list[Decision]]:
+    """All decisions, the best first."""
+    view = View(
+        known.now_s,
+        known.loads,
+        model_of(known.loads),
+        known.serving,
+        known.leaving,
+        known.moved,
+        known.migrated,
+        known.stays,
+        known.sulking,
+        known.busy,
+        range_flows(known.loads, known.maps.get),
+        [*holdings(known.maps, known.maps.get, known.to_give)] if known.to_give else [],
+    )
+    decisions = [*plan_moves(view), *plan_migrations(view)]
+    decisions.sort(key=lambda one: (one.taken, one.urgent, one.gain_s), reverse=True)
+    return view, decisions
 
 
 class Balancer:
@@ -70,6 +112,7 @@ class Balancer:
         self._sulking: dict[tuple[str, str], float] = {}
         self._reports_at_action: dict[str, tuple[int, int]] = {}
         self._actions: deque[BalanceAction] = deque(maxlen=ACTIONS_KEPT)
+        self._looks = 0
         self._looking = False
         self._acting = False
         self._seen: _Seen | None = None
@@ -131,11 +174,12 @@ class Balancer:
         try:
             if not self.decider:
                 await self._stand()
-            elif self.decides and not self._acting:
-                seen = self.plan()
-                wanted = [one for one in chosen(seen.decisions, RULES, len(seen.view.loads)) if self._may(one)]
-                if wanted and not self._waiting_for():
-                    await self._carry_out(wanted)
+            elif self.decides and not self._acting and self._is_time():
+                seen = await self.plan()
+                wanted = [one for one in seen.decisions if self._may(one)]
+                taken = chosen(wanted, RULES, len(seen.view.loads))
+                if taken:
+                    await self._carry_out(taken)
         finally:
             self._looking = False
 
@@ -151,6 +195,13 @@ class Balancer:
     def _policy(self) -> str:
         return self._member.exports.group.portal_policy
 
+    def _is_time(self) -> bool:
+        """Not while reports are missing after an action; now and then where nothing is moved anyway."""
+        self._looks += 1
+        if self._waiting_for():
+            return False
+        return self._state()[0] == "active" or bool(self._leaving()) or self._looks % IDLE_LOOKS == 0
+
     def _waiting_for(self) -> list[str]:
         """Members that have not told their load often enough since the last action."""
         fresh = self._monitor.reports.fresh(self._member.environment.now_s())
@@ -163,11 +214,14 @@ class Balancer:
 
     # Planning ---------------------------------------------------------------------------------------------------------
 
-    def plan(self) -> _Seen:
+    async def plan(self) -> _Seen:
+        """In a large group it takes long, and is done by a thread: initiators are not to wait for it."""
         began_s = self._member.environment.now_s()
-        view = self._view(began_s)
-        decisions = [*plan_moves(view), *plan_migrations(view)]
-        decisions.sort(key=lambda one: (one.taken, one.urgent, one.gain_s), reverse=True)
+        known = self._known(began_s)
+        if sum(len(load.details) for load in known.loads.values()) > SESSIONS_AT_ONCE:
+            view, decisions = await self._member.threads.run(decide, known)
+        else:
+            view, decisions = decide(known)
         self._seen = _Seen(view, decisions, self._member.environment.now_s() - began_s)
         return self._seen
 
@@ -175,7 +229,8 @@ class Balancer:
         view = self._member.members.view.values()
         return frozenset(one.name for one in view if one.state in (DRAINING, REMOVING))
 
-    def _view(self, now_s: float) -> View:
+    def _known(self, now_s: float) -> _Known:
+        """All that decisions are made by, as it is now."""
         loads = self._monitor.reports.fresh(now_s)
         members, leaving = self._member.members.view, self._leaving()
         serving = frozenset(name for name, one in members.items() if one.alive and one.state == "active")
@@ -184,7 +239,6 @@ class Balancer:
             for name, one in loads.items()
             if one.pool_capacity_bytes and one.pool_free_bytes < (1 - RULES.pool_high) * one.pool_capacity_bytes
         }
-        volume_ids = list(self._member.exports.by_id)
         for times in (self._moved, self._migrated):
             for volume_id in [old for old, at_s in times.items() if now_s - at_s > RULES.rest_s]:
                 del times[volume_id]
@@ -192,26 +246,23 @@ class Balancer:
             del self._stays[place]
         for key in [old for old, until_s in self._sulking.items() if until_s < now_s]:
             del self._sulking[key]
-        return View(
+        return _Known(
             now_s,
             loads,
-            model_of(loads),
             serving,
             leaving,
-            self._moved,
-            self._migrated,
-            self._stays,
-            self._sulking,
+            leaving | full,
+            {
+                volume_id: (export.snapshot, export.record.block_size)
+                for volume_id, export in self._member.exports.by_id.items()
+                if export.snapshot is not None
+            },
+            dict(self._moved),
+            dict(self._migrated),
+            dict(self._stays),
+            dict(self._sulking),
             self._parts.volumes_moving(),
-            range_flows(loads, self._snapshot_of),
-            [*holdings(volume_ids, self._snapshot_of, leaving | full)] if leaving or full else [],
         )
-
-    def _snapshot_of(self, volume_id: str) -> "tuple[MapSnapshot, int] | None":
-        export = self._member.exports.by_id.get(volume_id)
-        if export is None or export.snapshot is None:
-            return None
-        return export.snapshot, export.record.block_size
 
     # Carrying out -----------------------------------------------------------------------------------------------------
 
@@ -269,7 +320,7 @@ class Balancer:
 
     async def run_once(self, dry_run: bool) -> BalanceReport:
         """A look now, and what it decides is done, whatever the policy says; the decider's business."""
-        seen = self.plan()
+        seen = await self.plan()
         if not dry_run and not self._acting:
             await self._carry_out(chosen(seen.decisions, RULES, len(seen.view.loads)))
         return self.report(self._decisions(seen.decisions))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from san_target.group.portal_group import Login
-from san_target.group.portal_moves import EXPECTED_S, Expected, is_random
+from san_target.group.portal_group import Login, is_random
+from san_target.group.portal_moves import EXPECTED_S, Expected
 from san_target.peer.messages import (
     Arrival,
     ArrivalRequest,

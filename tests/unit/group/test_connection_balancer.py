@@ -114,7 +114,7 @@ def test_members_that_are_silent_or_closed_get_nothing() -> None:
 
 
 def test_a_move_costs_its_pause() -> None:
-    assert cost_of(session("a", 10_000, depth=32)) == pytest.approx(0.02 + 10_000 * 0.005 + 3.2)
+    assert cost_of(session("a", 10_000, depth=32)) == pytest.approx(0.02 + 10_000 * 0.00125 + 1.6)
 
 
 def settle(seen: View, rounds: int = 400) -> tuple[View, list[Decision]]:

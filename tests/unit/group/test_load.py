@@ -58,13 +58,13 @@ def test_a_burst_of_a_second_is_no_change_of_load() -> None:
     assert after.client_iops == pytest.approx(100.0, rel=0.02)
 
 
-def test_a_session_that_is_gone_is_forgotten_and_a_new_one_begins_at_nothing() -> None:
+def test_a_session_that_is_gone_is_forgotten_and_a_new_one_counts_from_its_login() -> None:
     meter = Meter()
     meter.measure("m1", 1, 0.0, Totals(), [reading(10)])
-    meter.measure("m1", 1, 1.0, Totals(), [])
-    back = meter.measure("m1", 1, 2.0, Totals(), [reading(500)])
-    assert back.client_iops == 0.0
-    assert meter.measure("m1", 1, 3.0, Totals(), [reading(600)]).client_iops > 0
+    assert meter.measure("m1", 1, 1.0, Totals(), []).client_iops == 0.0
+    new = meter.measure("m1", 1, 2.0, Totals(), [reading(50, {(0, 2048): 50}, key="t")])
+    assert 0 < new.client_iops < 50
+    assert new.details[0].owners == {"m1": 1.0}
 
 
 def test_what_was_touched_counts_by_the_map_of_now() -> None:
