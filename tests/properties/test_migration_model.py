@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from san_target.group.migrator import Migrator
@@ -207,8 +207,12 @@ class Host:
         assert bytes(await self.volume.read(self.low, self.blocks)) == self.data
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 1 << 32), faults_of_steps=faults, fates_of_commits=fates, powers=power_failures)
+@example(1, {Operation.MIRROR: ["fail"] * 3}, [], [])
+@example(2, {Operation.MIRROR: ["lost", "silent", "fail"], Operation.MIRROR_UNMAP: ["fail", "lost"]}, [], [])
+@example(3, {Operation.COPY: ["lost", "", "silent"], Operation.SEAL: ["", "silent"]}, ["late", "unanswered"], [0.05])
+@example(4, {Operation.HANDOVER: ["silent", "lost", "fail"]}, ["never", "late", "late"], [0.1])
 def test_no_acknowledged_change_is_lost(
     seed: int, faults_of_steps: dict[Operation, list[str]], fates_of_commits: list[str], powers: list[float]
 ) -> None:
