@@ -9,6 +9,7 @@ import pytest
 
 from tests.e2e.guest.machine import Guest, NoImages, images
 from tests.support.group import Group, running
+from tests.support.group_trial import FIGURES
 from tests.support.member import Member
 from tests.support.target import Target
 from tests.support.tgt import Tgt
@@ -27,6 +28,14 @@ def pytest_runtest_makereport(
             if isinstance(value, Target | Guest | Group):
                 report.sections.append((f"log of {name}", value.diagnosis()))
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was measured and not judged."""
+    if FIGURES:
+        terminalreporter.section("time until I/O flows again")
+        for figure in FIGURES:
+            terminalreporter.write_line(figure)
 
 
 def kill_all(targets: list[Target]) -> None:

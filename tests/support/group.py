@@ -122,6 +122,17 @@ class Group:
         for member in self.members:
             member.kill()
 
+    def repair(self) -> None:
+        """All serve again, and no cable is cut."""
+        if self.network is not None:
+            self.network.heal()
+        for member in self.members:
+            if member.runs:
+                member.resume()
+            else:
+                member.start()
+        self.wait_until_active()
+
     def diagnosis(self) -> str:
         """The ends of all logs, for the report of a failed test."""
         return "\n".join(f"---- {member.member_name}\n{member.log[-8000:]}" for member in self.members)
@@ -143,10 +154,15 @@ class Group:
 
     # --- volumes --------------------------------------------------------------------------------------------------
 
-    def create_volume(self, name: str, size_bytes: int, options: Options = PLAIN, *words: str) -> Volume:
-        """A volume, a part of it on each member; returns when all of them serve it. words: further options."""
-        names = ",".join(member.member_name for member in self.members)
-        volume = self.members[0].create_volume(name, size_bytes, options, "--members", names, *words)
+    def create_volume(
+        self, name: str, size_bytes: int, options: Options = PLAIN, *words: str, members: str = ""
+    ) -> Volume:
+        """A volume, a part of it on each member, or on these (names with commas); returns when all members serve it.
+
+        words: further options of the command.
+        """
+        members = members or ",".join(member.member_name for member in self.members)
+        volume = self.members[0].create_volume(name, size_bytes, options, "--members", members, *words)
         for member in self.members:
             wait_for(lambda: self._serves(member, name), LINKED_TIMEOUT_S, f"{member.member_name} serves {name}")  # noqa: B023
         return volume

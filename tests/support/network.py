@@ -7,7 +7,9 @@ packet filter is needed. Only root can do this.
 
 from __future__ import annotations
 
+import itertools
 import os
+import string
 import subprocess
 from collections.abc import Iterable
 from types import TracebackType
@@ -18,6 +20,7 @@ from tests.support.tools import find
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make network namespaces")
 NOBODY = "02:00:00:00:00:01"
+_letters = itertools.cycle(string.ascii_lowercase)
 
 
 class Network:
@@ -25,7 +28,8 @@ class Network:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._bridge = f"st{os.getpid()}b"
+        self._name = f"st{os.getpid()}{next(_letters)}"  # an interface's name has 15 characters at most
+        self._bridge = f"{self._name}b"
         # 198.18.0.0/15 is for measurements in networks of one's own (RFC 2544): nobody else is reached by it.
         self._subnet = f"198.18.{os.getpid() % 256}"
 
@@ -42,7 +46,7 @@ class Network:
         _ip("addr", "add", f"{self._subnet}.254/24", "dev", self._bridge)
         _ip("link", "set", self._bridge, "up")
         for index in range(self._count):
-            name, cable = self._namespace(index), f"st{os.getpid()}v{index}"
+            name, cable = self._namespace(index), self._cable(index)
             _ip("netns", "add", name)
             _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", name)
             _ip("link", "set", cable, "master", self._bridge, "up")
@@ -53,12 +57,17 @@ class Network:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # A namespace goes when its last process and socket have gone; its cable is not to wait for that.
         for index in range(self._count):
-            subprocess.run([find("ip"), "netns", "del", self._namespace(index)], capture_output=True, check=False)
-        subprocess.run([find("ip"), "link", "del", self._bridge], capture_output=True, check=False)
+            _try_ip("link", "del", self._cable(index))
+            _try_ip("netns", "del", self._namespace(index))
+        _try_ip("link", "del", self._bridge)
 
     def _namespace(self, index: int) -> str:
-        return f"st{os.getpid()}n{index}"
+        return f"{self._name}n{index}"
+
+    def _cable(self, index: int) -> str:
+        return f"{self._name}v{index}"
 
     def address(self, index: int) -> str:
         return f"{self._subnet}.{index + 1}"
@@ -84,6 +93,10 @@ class Network:
             _ip("-n", self._namespace(index), "neigh", "flush", "dev", "eth0", "nud", "permanent")
 
 
+def _try_ip(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([find("ip"), *words], capture_output=True, text=True, timeout=30, check=False)
+
+
 def _ip(*words: str) -> None:
-    done = subprocess.run([find("ip"), *words], capture_output=True, text=True, timeout=30, check=False)
+    done = _try_ip(*words)
     assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"

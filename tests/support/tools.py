@@ -18,6 +18,7 @@ PACKAGE_OF = {
     "etcd": "etcd-server",
     "flock": "util-linux",
     "gcc": "gcc",
+    "ip": "iproute2",
     "iscsi-inq": "libiscsi-bin",
     "iscsi-ls": "libiscsi-bin",
     "iscsi-readcapacity16": "libiscsi-bin",
