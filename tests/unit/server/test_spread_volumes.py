@@ -77,7 +77,12 @@ async def three(directory: Path, environment: MemoryEnvironment | None = None) -
         await group.stop_all()
 
 
-async def logged_in(member: Member, iqn: str) -> Initiator:
+async def logged_in(member: Member, iqn: str, size_bytes: int = 0) -> Initiator:
+    """A session, once the member serves the volume; size_bytes: and with this size."""
+    while (target := member.directory.find(iqn)) is None or not target.ready:
+        await asyncio.sleep(0.01)
+    while size_bytes and target.unit.device.blocks * target.unit.block_size != size_bytes:
+        await asyncio.sleep(0.01)
     initiator = await Initiator.connect(member.portals.bound[0])
     assert await initiator.login(iqn) == 0
     await initiator.ready()
@@ -149,7 +154,7 @@ def test_shrinking_destroys_what_lies_beyond_at_every_member(tmp_path: Path) -> 
             volume = await group.services["one"].create_volume(spec(size_bytes=3 * MIB, members=NAMES))
             map_now = await group.owners("demo")
             last_start, _, last_owner = map_now[-1]
-            initiator = await logged_in(group.members[last_owner], volume.iqn)
+            initiator = await logged_in(group.members[last_owner], volume.iqn, 3 * MIB)
             assert await initiator.command(write_10(last_start), b"\xa5" * 512) == (0, b"")
             await group.services["one"].resize_volume("demo", MIB, True)
             assert set(group.files().values()) == {MIB}
@@ -157,9 +162,8 @@ def test_shrinking_destroys_what_lies_beyond_at_every_member(tmp_path: Path) -> 
             await group.services["one"].resize_volume("demo", 3 * MIB, False)
             assert (await group.owners("demo"))[-1][1] == 3 * BLOCKS_PER_MIB
             owner = (await group.owners("demo"))[-1][2]
-            await initiator.ready()
             initiator.close()
-            initiator = await logged_in(group.members[owner], volume.iqn)
+            initiator = await logged_in(group.members[owner], volume.iqn, 3 * MIB)
             assert await initiator.command(read_10(last_start), read=512) == (0, bytes(512))
             initiator.close()
 
