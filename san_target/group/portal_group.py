@@ -21,8 +21,8 @@ TICKETS_MAX: Final = 1024
 
 
 class Policy(StrEnum):
-    """How logins are spread. ADAPTIVE takes the number of sessions for the load, as LEAST_LOADED does, until there is a
-    model of efficiency that knows better."""
+    """How logins are spread. ADAPTIVE goes by predicted efficiency (`login_balancer`); without fresh reports it takes
+    the number of sessions for the load, as LEAST_LOADED does."""
 
     ROUND_ROBIN = "round-robin"
     LEAST_LOADED = "least-loaded"
