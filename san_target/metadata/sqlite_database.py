@@ -39,6 +39,7 @@ SCHEMA_VERSION = 1
 COMPACT_EVERY = 64  # revisions between two trims of the history
 CHANGES_REVISIONS_MAX = 256  # revisions that one look at the history takes
 RESERVED_PAGES = 256
+RESERVE_MARGIN_BYTES = 52 << 10  # for what else a reserve of that size makes: its index, the pages that lead to it
 LOOK_S = 0.2  # while waiting for the write lock: who holds it?
 STOPPED_HOLDER_S = 5.0  # well within a lease's time, so that no lease is lost by the wait
 CHECKPOINT_PAGES = 128  # in the log; half of the reserve, so that the log is used from its start again in time
@@ -242,16 +243,24 @@ class SqliteDatabase:
             log_bytes = 0
         if free_pages >= RESERVED_PAGES // 2 and log_bytes >= RESERVED_PAGES * page_bytes:
             return
+        # On a disk that is full, a new log has what the last one gave back, less what others took of it meanwhile. (To
+        # try with more than there is would take all that is left, and fail.)
+        status = os.statvfs(self.path.parent)
+        free_bytes = log_bytes + status.f_bavail * status.f_frsize - RESERVE_MARGIN_BYTES
+        pages = min(RESERVED_PAGES, free_bytes // (page_bytes + 24))
+        if pages > 0:
+            self._reserve(connection, pages * page_bytes)
+
+    def _reserve(self, connection: sqlite3.Connection, size_bytes: int) -> None:
         try:
             self._begin(connection, wait=False)  # whoever has the lock now, this is not worth waiting for
             connection.execute("DROP TABLE IF EXISTS reserve")  # of a process that was killed
             connection.execute("CREATE TABLE reserve (bytes BLOB)")
-            connection.execute("INSERT INTO reserve VALUES (zeroblob(?))", (RESERVED_PAGES * page_bytes,))
+            connection.execute("INSERT INTO reserve VALUES (zeroblob(?))", (size_bytes,))
             connection.execute("COMMIT")
             connection.execute("DROP TABLE reserve")
         except sqlite3.Error:
-            # It goes without a reserve (the disk is full now, another process has the lock). Worse is met by the next
-            # transaction; nobody's transaction failed here.
+            # Less, or no, reserve. Worse is met by the next transaction; nobody's transaction failed here.
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
 
