@@ -142,7 +142,8 @@ class Exports:
     def complete(self, revision: int) -> None:
         before, self._known, self._read = self._known, self._read, _Known()
         self.group = self._known.group or self.group
-        self._kick({*before.records, *before.maps, *self._known.records, *self._known.maps})
+        here = self._around.pool.list_volumes()
+        self._kick({*before.records, *before.maps, *self._known.records, *self._known.maps, *here})
 
     def take(self, revision: int, events: Sequence[Event]) -> None:
         dirty: set[str] = set()
@@ -238,6 +239,7 @@ class Exports:
         if record is None:
             # Its record is gone without a tombstone, so its data stays.
             await self._drop(volume_id, "the volume is gone")
+            await self._remove_empty(volume_id)
         elif record.state == DELETING:
             await self._delete(volume_id)
         else:
@@ -268,6 +270,15 @@ class Exports:
         await self._around.pool.delete_volume(volume_id)
         if await self._volumes.forget(volume_id, self._around.member_name):
             log.info("volume is deleted", volume_id=volume_id)
+
+    async def _remove_empty(self, volume_id: str) -> None:
+        """A file of which nothing is held: all had moved away, and the volume was deleted without this member."""
+        try:
+            found = self._around.pool.find_volume(volume_id)
+        except PoolError:
+            return
+        if found is not None and not found.held:
+            await self._around.pool.delete_volume(volume_id)
 
     async def _drop(self, volume_id: str, reason: str) -> None:
         export = self.by_id.get(volume_id)
