@@ -52,7 +52,7 @@ class Service:
         members = await self.members()
         volumes = await self._member.volumes.all()
         reasons = self._reasons()
-        reasons += [f"member {one.name} is {one.state}" for one in members if one.state == "unreachable"]
+        reasons += [f"member {one.name} is {one.state}" for one in members if one.state in ("unreachable", "removing")]
         return values.GroupStatus(
             id=group.id,
             name=group.name,
