@@ -10,7 +10,11 @@ from initiator_sim.sense import NOT_READY, UNIT_ATTENTION, Sense
 from initiator_sim.task import Failure, Task
 from initiator_sim.workload import Stream
 
-_NOT_EXECUTED: Final = frozenset({scsi.BUSY, scsi.TASK_SET_FULL, scsi.RESERVATION_CONFLICT})
+# Not BUSY: a member says it too of a write whose owner died with it, when nobody can say any more what became of it;
+# initiators send it again, which is all that is to be had. What it did, it did before the answer.
+_NOT_EXECUTED: Final = frozenset({scsi.TASK_SET_FULL, scsi.RESERVATION_CONFLICT})
+_SAYS_NOTHING: Final = (scsi.NO_STATUS, scsi.BUSY)
+"""Of what was sent before in the place of a command that ended like this."""
 _PICKS: Final = 64
 
 
@@ -134,12 +138,15 @@ class VerifyingStream(Stream):
             if work.discard:
                 piece = self._recorder.piece(work.position)
                 piece.discarding, piece.tainted = False, True
-            work.earlier.append(self._recorder.may_have_written(work.position, work.value, work.begin))
+            maybe = self._recorder.may_have_written(work.position, work.value, work.begin)
+            if task.status == scsi.BUSY:
+                maybe.until = self.clock()
+            work.earlier.append(maybe)
         elif work.what in (What.READ, What.WRITE):
             self._recorder.never_happened(work.position, work.what)
             if work.discard:
                 self._recorder.piece(work.position).discarding = False
-        if executed and (task.status != scsi.NO_STATUS or task.failure not in (None, Failure.PATH_LOST)):
+        if executed and (task.status not in _SAYS_NOTHING or task.failure not in (None, Failure.PATH_LOST)):
             self._over(work)
 
     def _over(self, work: _Work) -> None:

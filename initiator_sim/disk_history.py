@@ -110,9 +110,10 @@ class DiskHistory:
     def gave_up(self, command: Command, now: float) -> None:
         """The command ended some other way: it may have happened until now, or not, but will not happen later.
 
-        For an error status, an abort that the target confirmed, and for what was sent before the answered command that
-        took its place. Not for a lost connection alone: there nothing is known until the target has confirmed the end
-        of the session, such as by letting the same initiator log in again.
+        For BUSY (a member that owned the blocks may have died with the command), an error status, an abort that the
+        target confirmed, and for what was sent before the answered command that took its place. Not for a lost
+        connection alone: there nothing is known until the target has confirmed the end of the session, such as by
+        letting the same initiator log in again.
         """
         if command.end != inf:
             raise ValueError("the command has ended already")
@@ -121,7 +122,7 @@ class DiskHistory:
         command.end = now
 
     def refused(self, command: Command) -> None:
-        """The command ended with a status that says that it was not executed, such as BUSY."""
+        """The command ended with a status that says that it was not executed, such as RESERVATION CONFLICT."""
         command.refused = True
 
     def crash(self, now: float, lba: int = 0, blocks: int = EVERYWHERE) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from math import inf
 from typing import Any, cast
 
 from initiator_sim import task as scsi
 from initiator_sim.checker import VerifyingStream
+from initiator_sim.history import What
 from initiator_sim.measure import Meter
 from initiator_sim.path import Path
+from initiator_sim.personalities import ESXI
 from initiator_sim.recorder import Recorder
 from initiator_sim.task import Failure, Task
 from initiator_sim.workload import Plan, Tally
@@ -24,6 +27,7 @@ class HeldPath:
 
     def __init__(self) -> None:
         self.address = "here"
+        self.personality = ESXI
         self.failed: str | None = None
         self.on_reissue: Callable[[Task], None] | None = None
         self.sent: list[Task] = []
@@ -158,6 +162,33 @@ def test_a_write_that_ended_in_an_error_may_have_happened_but_not_later() -> Non
 
     assert both(later=False) == []
     assert len(both(later=True)) == 1
+
+
+def test_a_write_that_ended_with_busy_may_have_happened_but_not_later() -> None:
+    """The member that owned the blocks may have died with it."""
+
+    def scenario(bench: Bench) -> None:
+        first = bench.written()
+        bench.answer(scsi.BUSY)
+        now = bench.stream.clock()
+        bench.recorder.begins(0, What.READ)
+        bench.recorder.read(0, first, now, now)
+        bench.recorder.check_all()
+        assert bench.recorder.violations == []
+        bench.stream.again(bench.task, now)
+        [violation] = bench.find(first)
+        assert "LBA 0" in violation
+
+    play(scenario)
+
+
+def test_busy_for_the_second_sending_says_nothing_about_the_first() -> None:
+    def scenario(bench: Bench) -> None:
+        bench.lose()
+        bench.answer(scsi.BUSY)
+        assert [maybe.until == inf for maybe in bench.recorder.piece(0).maybes] == [True, False]
+
+    play(scenario)
 
 
 def test_a_write_that_was_never_executed_must_not_be_seen() -> None:
