@@ -99,11 +99,13 @@ class Station:
     """One member in the model.
 
     work: CPU seconds per second, by the model, of an ordinary machine. scale: how much slower this one is.
+    local: what of the work its sessions would take if all was local
     background: share of the CPU that something else takes
     disk_waits: I/Os per second that wait for the disk; disk_s: how long one takes alone; miss: share of owned I/O
     """
 
     work: float = 0.0
+    local: float = 0.0
     scale: float = 1.0
     background: float = 0.0
     disk_waits: float = 0.0
@@ -157,6 +159,7 @@ class Model:
         ingress = self.ingress_work(flow)
         remote = flow.iops * flow.remote_at(flow.member)
         self.stations[flow.member].work += ingress + self.forward_work(remote, flow.bytes_each)
+        self.stations[flow.member].local += ingress
         for owner, share in flow.owners.items():
             if owner != flow.member and owner in self.stations:
                 self.stations[owner].work += self.serve_work(flow.iops * share, flow.bytes_each)
@@ -254,7 +257,8 @@ def model_of(loads: Mapping[str, MemberLoad], costs: Costs = COSTS) -> Model:
     for name, load in loads.items():
         _fit(model.stations[name], load.cpu_share)
     _give_disks(model.stations.values())
-    model.ideal_s += sum(one.disk_waits * one.disk_s for one in model.stations.values())
+    # On these machines and disks, as slow as they are.
+    model.ideal_s = sum(one.local * one.scale + one.disk_waits * one.disk_s for one in model.stations.values())
     return model
 
 

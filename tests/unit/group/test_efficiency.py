@@ -46,6 +46,10 @@ def test_a_busier_cpu_than_the_model_says_is_a_slower_machine() -> None:
     slow = model_of({"m1": load("m1", session("a", 50_000), cpu=0.7), "m2": load("m2")})
     assert slow.stations["m1"].busy == pytest.approx(0.7)
     assert slow.stations["m1"].scale > quick.stations["m1"].scale
+    # That is no fault of how the load is spread.
+    idle = model_of({"m1": load("m1", session("a", 10_000), cpu=0.2), "m2": load("m2")})
+    assert idle.stations["m1"].scale > 2
+    assert idle.efficiency() == pytest.approx(1 - 0.2)
     other = model_of({"m1": load("m1", cpu=0.6)})
     assert [other.stations["m1"].background, other.stations["m1"].scale] == pytest.approx([0.6, 1.0])
 
