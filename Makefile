@@ -15,7 +15,7 @@ ARGS ?=
 PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11; do \
 	"$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$candidate" && break; done)
 
-.PHONY: setup demo test check bench bench-clients bench-map clean tools
+.PHONY: setup demo test check simulate bench bench-clients bench-map clean tools
 
 setup: $(VENV)/.stamp tools
 
@@ -50,6 +50,11 @@ bench-clients: setup
 
 bench-map: $(VENV)/.stamp
 	$(BIN)/python -m tests.bench.large_map $(ARGS)
+
+# One run of a whole group under virtual time: make simulate SEED=7 ARGS="--scenario group-calm"
+SEED ?= 1
+simulate: $(VENV)/.stamp
+	$(BIN)/python -m tests.simulation --seed $(SEED) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/bench/build

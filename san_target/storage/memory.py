@@ -27,7 +27,7 @@ class PowerLost(Exception):
 
 
 class MemoryDisk:
-    """What several files share: the space, and the power.
+    """What several files share: the space, and the power. sector_bytes: what is written as a whole or not at all.
 
     before_step: called before every change reaches a disk, and again before it becomes durable, with a name for the
     step; raises PowerLost where the simulation wants the machine to stop, OSError before a flush that is to fail.
@@ -38,6 +38,7 @@ class MemoryDisk:
     ) -> None:
         self.capacity_bytes = capacity_bytes
         self.before_step = before_step
+        self.sector_bytes = SECTOR_BYTES
         self.pages_used = 0
 
     def free_bytes(self) -> int:
@@ -233,10 +234,11 @@ class MemoryFile:
 
         choose: picks one of the versions (oldest first) that a sector had since it was last durable.
         """
+        size = self.disk.sector_bytes
         for page, versions in (self._taken_for_clean | self._versions).items():
             sectors = [
-                choose([(version or _HOLE)[start : start + SECTOR_BYTES] for version in versions])
-                for start in range(0, PAGE_BYTES, SECTOR_BYTES)
+                choose([(version or _HOLE)[start : start + size] for version in versions])
+                for start in range(0, PAGE_BYTES, size)
             ]
             self._place(page, b"".join(sectors))
         self._versions.clear()

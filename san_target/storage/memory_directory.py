@@ -6,7 +6,7 @@ yet have happened up to any of them, in their order. What a killed process did s
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from san_target.storage.directory import VOLUMES, PoolFile
@@ -33,11 +33,20 @@ class _Node:
 
 
 class MemoryDirectory:
-    """A PoolDirectory. It outlives the processes that use it: `process_ended` and `lose_power` say how they ended."""
+    """A PoolDirectory. It outlives the processes that use it: `process_ended` and `lose_power` say how they ended.
 
-    def __init__(self, disk: MemoryDisk | None = None, name: str = "memory") -> None:
+    name: for messages. make_file: a new file of blocks of so many bytes.
+    """
+
+    def __init__(
+        self,
+        disk: MemoryDisk | None = None,
+        name: str = "memory",
+        make_file: Callable[[int, MemoryDisk], MemoryFile] = MemoryFile,
+    ) -> None:
         self.disk = disk or MemoryDisk()
         self._name = name
+        self._make_file = make_file
         self._nodes: dict[str, _Node] = {}
         self._unsynced: list[_Change] = []
         self._durable: dict[str, _Node] = {}
@@ -131,7 +140,7 @@ class MemoryDirectory:
         if name in self._nodes:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
         self.disk.before_step("create")
-        file = MemoryFile(size_bytes, self.disk)
+        file = self._make_file(size_bytes, self.disk)
         self._change((name, _Node(file=file)))
         return file
 
