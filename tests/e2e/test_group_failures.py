@@ -104,7 +104,8 @@ def test_kill_all_at_once(group: Group) -> None:
 # --- standing still ---------------------------------------------------------------------------------------------------
 
 
-def test_a_member_that_stood_still_does_no_harm(group: Group) -> None:
+@pytest.mark.parametrize("owners", [(1, 2), (0, 1, 2)], ids=["the ingress", "a member that is both"])
+def test_a_member_that_stood_still_does_no_harm(group: Group, owners: Sequence[int]) -> None:
     """Its sessions have gone elsewhere meanwhile; what they had given it must never be carried out."""
 
     async def story(trial: Trial) -> None:
@@ -120,11 +121,12 @@ def test_a_member_that_stood_still_does_no_harm(group: Group) -> None:
             # They have been let in at the other member, and go on with the blocks of the living.
             assert all(path.up for path in moving)
             group[0].resume()
-            await trial.recovery(f"a member stood still for {STOP_S + 0.5} s", began_s, time.monotonic())
+            role = "a member" if 0 in owners else "an ingress"
+            await trial.recovery(f"{role} stood still for {STOP_S + 0.5} s", began_s, time.monotonic())
             await trial.work(0.5)
             floating.move(group[0].portal)
 
-    Trial(group).play(story)
+    Trial(group, owners=owners).play(story)
 
 
 # --- cut off ----------------------------------------------------------------------------------------------------------
@@ -132,8 +134,10 @@ def test_a_member_that_stood_still_does_no_harm(group: Group) -> None:
 
 @needs_root
 @pytest.mark.tool("ip")
-@pytest.mark.parametrize("both_ways", [True, False], ids=["both-ways", "one-way"])
-def test_a_member_cut_off_from_its_peers(networked: tuple[Group, Network], both_ways: bool) -> None:
+@pytest.mark.parametrize(("owners", "both_ways"), [((1, 2), True), ((0, 1, 2), False)], ids=["ingress", "one-way"])
+def test_a_member_cut_off_from_its_peers(
+    networked: tuple[Group, Network], owners: Sequence[int], both_ways: bool
+) -> None:
     """Initiators still reach it, and some of them go to another member meanwhile."""
     group, network = networked
 
@@ -150,13 +154,12 @@ def test_a_member_cut_off_from_its_peers(networked: tuple[Group, Network], both_
             assert all(path.up for path in moving)
             await trial.flows(through=["m2", "m3"], owners=["m2", "m3"])
             network.heal()
-            way = "" if both_ways else ", one way"
-            await trial.recovery(
-                f"a member cut off from the others for {CUT_S + 0.5} s{way}", began_s, time.monotonic()
-            )
+            role, way = "a member" if 0 in owners else "an ingress", "" if both_ways else ", one way"
+            what = f"{role} cut off from the others for {CUT_S + 0.5} s{way}"
+            await trial.recovery(what, began_s, time.monotonic())
             floating.move(group[0].portal)
 
-    Trial(group).play(story)
+    Trial(group, owners=owners).play(story)
 
 
 # --- anything ---------------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from tests.support.group import Group, GroupMember
 from tests.support.target import PLAIN
 
 MIB = 1 << 20
-VOLUME_BYTES = 6 * MIB
+# So few pieces that a write which comes too late is sure to meet a younger one.
+BYTES_OF_EACH = 1 * MIB
 FLOWS_S_MAX = 120
 LONGEST_S = 3600.0
 # Comes back to a portal as soon as it is there, and waits for that longer than any of these trials takes.
@@ -49,15 +50,16 @@ class Trial:
         self._sessions = sessions
         names = ",".join(group[index].member_name for index in owners)
         number = next(_numbers)
-        self.volume = group.create_volume(f"trial-{number}", VOLUME_BYTES, PLAIN, members=names)
-        self._probed = group.create_volume(f"probed-{number}", VOLUME_BYTES, PLAIN, members=names)
+        size_bytes = len(owners) * BYTES_OF_EACH
+        self.volume = group.create_volume(f"trial-{number}", size_bytes, PLAIN, members=names)
+        self._probed = group.create_volume(f"probed-{number}", size_bytes, PLAIN, members=names)
         self._blocks = {name: parts[0].start for name, parts in group.owners(self._probed).items()}
         self._probes: dict[str, Disk] = {}
         self._writes = 0
         self._depth = 0
         self.fleet: Fleet
 
-    def play(self, story: Callable[[Trial], Awaitable[None]], seed: int = 0, depth: int = 6) -> dict[str, Any]:
+    def play(self, story: Callable[[Trial], Awaitable[None]], seed: int = 0, depth: int = 16) -> dict[str, Any]:
         """Run the load from the story's beginning to its end; the report, which must be without fault."""
         self._depth = depth
         plan = Plan("randrw", read_share=0.5, depth=depth, block_bytes=4096, flush_every=50, seed=seed)
@@ -117,11 +119,15 @@ class Trial:
         return await self._stack.enter_async_context(FloatingPortal(member.portal))
 
     async def add_initiators(self, portal: str, count: int) -> list[Path]:
-        """Further initiators with a session each, which join the load; their paths."""
+        """Further initiators with a session each, which join the load; their paths.
+
+        Every second one takes a new ISID at each login, as libiscsi does: no other session is reinstated by that.
+        """
         paths = []
         for _ in range(count):
             number = len(self.fleet.paths)
-            initiator = Initiator(f"{PATIENT.initiator_name}-added-{number}", PATIENT, reactor=self.fleet.reactor)
+            personality = replace(PATIENT, new_isid_each_login=number % 2 == 0)
+            initiator = Initiator(f"{PATIENT.initiator_name}-{number}", personality, reactor=self.fleet.reactor)
             path = initiator.path(portal, self.volume.iqn, self._depth)
             await path.connect()
             stream = self.fleet.make_stream(number, path, 0)
