@@ -43,11 +43,11 @@ class Progress:
     """For those that wait until something has become true."""
 
     def __init__(self) -> None:
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: dict[asyncio.Future[None], None] = {}
 
     def tell(self) -> None:
         """Something has changed: everybody looks again."""
-        waiting, self._waiting = self._waiting, set()
+        waiting, self._waiting = self._waiting, {}
         for future in waiting:
             if not future.done():
                 future.set_result(None)
@@ -55,11 +55,11 @@ class Progress:
     async def until(self, condition: Callable[[], bool]) -> None:
         while not condition():
             future = asyncio.get_running_loop().create_future()
-            self._waiting.add(future)
+            self._waiting[future] = None
             try:
                 await future
             finally:
-                self._waiting.discard(future)
+                self._waiting.pop(future, None)
 
 
 class StoreFollower:

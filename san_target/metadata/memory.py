@@ -37,7 +37,7 @@ class MemoryData:
         self._lease_ids = itertools.count(1)
         self._compacted = 0
         self.revision = 0
-        self.watchers: set[asyncio.Event] = set()
+        self.watchers: dict[asyncio.Event, None] = {}  # in the order they came
 
     def now(self) -> float:
         return asyncio.get_running_loop().time() if self._clock is None else self._clock()
@@ -134,7 +134,7 @@ class MemoryStore:
     def __init__(self, data: MemoryData | None = None) -> None:
         self.data = MemoryData() if data is None else data
         self._is_open = False
-        self._watchers: set[asyncio.Event] = set()
+        self._watchers: dict[asyncio.Event, None] = {}
 
     async def open(self) -> None:
         self._is_open = True
@@ -167,8 +167,7 @@ class MemoryStore:
     async def watch(self, prefix: str, from_revision: int) -> AsyncIterator[WatchBatch]:
         """Ends without an error only when this client is closed."""
         changed = asyncio.Event()
-        self._watchers.add(changed)
-        self.data.watchers.add(changed)
+        self._watchers[changed] = self.data.watchers[changed] = None
         revision = from_revision
         try:
             while self._is_open:
@@ -184,8 +183,7 @@ class MemoryStore:
                 except TimeoutError:
                     pass
         finally:
-            self._watchers.discard(changed)
-            self.data.watchers.discard(changed)
+            del self._watchers[changed], self.data.watchers[changed]
 
     async def skip_to(self, revision: int) -> None:
         data = self._opened()

@@ -106,7 +106,7 @@ class ServedLink:
         self._by_operation = [lanes[LANE_OF_OPERATION[operation]] for operation in Operation]
         # Requests that the handler has not answered: their lane, cost and answer_bytes.
         self._outstanding: dict[int, tuple[Lane, int, int]] = {}
-        self._controls: set[asyncio.Task[None]] = set()
+        self._controls: dict[asyncio.Task[None], None] = {}
         self._outgoing: list[Payload] = []
         self._outgoing_answers = 0
         self._outgoing_bytes = 0
@@ -289,7 +289,7 @@ class ServedLink:
             self._answer(_refusal(request.request_id, _MALFORMED, str(error)))
             return
         task = self._loop.create_task(self._control(request.request_id, message))
-        self._controls.add(task)
+        self._controls[task] = None
         task.add_done_callback(partial(self._control_ended, request.request_id))
 
     async def _control(self, request_id: int, message: messages.Message) -> None:
@@ -309,7 +309,7 @@ class ServedLink:
         self._answer(answer)
 
     def _control_ended(self, request_id: int, task: asyncio.Task[None]) -> None:
-        self._controls.discard(task)
+        self._controls.pop(task, None)
         if task.cancelled():
             # It cannot say so itself: it may not even have begun.
             self._answer(_refusal(request_id, _FAILED, "the link has ended"))

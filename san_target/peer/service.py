@@ -93,11 +93,11 @@ class PeerService:
         self._ticker: asyncio.Task[None] | None = None
         self._refusals_told: set[tuple[str, str]] = set()
         # Everything that is connected; those without proof also in `_unproven`, the oldest first.
-        self._links: set[ServedLink] = set()
+        self._links: dict[ServedLink, None] = {}
         self._unproven: dict[ServedLink, None] = {}
         # By the caller's name: the link that serves or waits for that; and those that ended with requests under way.
         self._present: dict[str, ServedLink] = {}
-        self._unfinished: dict[str, set[ServedLink]] = {}
+        self._unfinished: dict[str, dict[ServedLink, None]] = {}
         self._ended_incarnations: dict[str, int] = {}
 
     # --- Life ---------------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ class PeerService:
     def _accepted(self, transport: "Transport", address: str) -> ServedLink:
         nonce = self._network.random_bytes(NONCE_BYTES)
         link = ServedLink(self, transport, address, Answering(self._own, self._standing, nonce))
-        self._links.add(link)
+        self._links[link] = None
         self._unproven[link] = None
         if len(self._unproven) > UNPROVEN_MAX:
             # Those that never finish must not keep out those that would.
@@ -200,11 +200,11 @@ class PeerService:
 
     def ended(self, link: ServedLink, served: bool) -> None:
         """No more bytes from this connection."""
-        self._links.discard(link)
+        self._links.pop(link, None)
         self._unproven.pop(link, None)
         name = link.identity.name
         if served:
-            self._unfinished.setdefault(name, set()).add(link)
+            self._unfinished.setdefault(name, {})[link] = None
             log.info("peer link ended", peer=name, incarnation=link.identity.incarnation, reason=link.reason)
         else:
             self._tell_refusal(name or "unknown", link)
@@ -223,7 +223,7 @@ class PeerService:
         name = link.identity.name
         unfinished = self._unfinished.get(name)
         if unfinished is not None:
-            unfinished.discard(link)
+            unfinished.pop(link, None)
             if not unfinished:
                 del self._unfinished[name]
                 self._welcome_if_due(name)

@@ -208,7 +208,7 @@ class Exports:
     # One task for each volume -----------------------------------------------------------------------------------------
 
     def _kick(self, volume_ids: Iterable[str]) -> None:
-        for volume_id in volume_ids:
+        for volume_id in sorted(volume_ids):
             self._dirty.add(volume_id)
             if volume_id not in self._working:
                 self._working.add(volume_id)

@@ -73,7 +73,7 @@ class PortalServer:
         self.large_buffers = LargeBuffers(limits.max_recv_data_segment_length)
         self.counters = PortalCounters()
         self.log_budget = LogBudget(LOG_LINES_PER_S)
-        self.connections: set[PortalConnection] = set()
+        self.connections: dict[PortalConnection, None] = {}  # the oldest first
         self.running: set[asyncio.Task[None]] = set()  # commands and logins under way
         self.accepted = 0
         self.refused = 0
@@ -120,7 +120,7 @@ class PortalServer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             here = sock.getsockname()
             connection = PortalConnection(self, sock, address_text(here), address_text(peer))
-            self.connections.add(connection)
+            self.connections[connection] = None
             self.logging_in[connection] = None
             if len(self.logging_in) > LOGINS_MAX:
                 # Those that never finish must not keep out those that would.
@@ -156,7 +156,7 @@ class PortalServer:
         return before is connection
 
     def forget(self, connection: PortalConnection) -> None:
-        self.connections.discard(connection)
+        self.connections.pop(connection, None)
         self.logging_in.pop(connection, None)
         if self._last_served is connection:
             self._last_served = None
