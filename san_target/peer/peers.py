@@ -36,6 +36,11 @@ class Peers:
             link.stop("this member's life in the group has ended")
         self._links.clear()
 
+    @property
+    def own(self) -> "OwnIdentity | None":
+        """This life; None: it has ended."""
+        return self._own
+
     def follow(self, members: "Iterable[MemberAddress]") -> None:
         """The membership view has changed: make links to new members, new lives and new addresses, drop the others.
 

@@ -18,7 +18,7 @@ from san_target.scsi.nexus import Nexus
 from san_target.session.target import Moved
 
 if TYPE_CHECKING:
-    from san_target.peer.identity import PeerIdentity
+    from san_target.peer.identity import OwnIdentity, PeerIdentity
     from san_target.server.peering import Peering
     from san_target.session.session import Session
     from san_target.session.target import Target
@@ -31,6 +31,7 @@ DRAIN_S: Final = 8.0
 """How long it waits for commands that a member has under way to end; then the initiator has to try again."""
 
 ARRIVING_MAX: Final = 1024
+OVER: Final = "this member begins anew"
 
 
 class Alive(Protocol):
@@ -73,16 +74,19 @@ class Succession:
         """Make sure of it; why this login cannot be now, or ""."""
         key = volume_id, initiator_name, isid
         self._logging_in[key] = self._logging_in.get(key, 0) + 1
+        own = self._peering.peers.own
         try:
             message = EndSessions(volume_id, initiator_name, isid, address)
-            refusals = await asyncio.gather(*(self._ask(member, message) for member in self._others()))
+            refusals = await asyncio.gather(*(self._ask(member, message, own) for member in self._others()))
             return next(filter(None, refusals), "")
         finally:
             self._logging_in[key] -= 1
             if not self._logging_in[key]:
                 del self._logging_in[key]
 
-    async def _ask(self, member: Alive, message: EndSessions) -> str:
+    async def _ask(self, member: Alive, message: EndSessions, own: "OwnIdentity | None") -> str:
+        if self._is_over(own, member):
+            return OVER
         if self._fenced.get(member.name, 0) >= member.incarnation:
             return ""  # this life of it is known to be over
         try:
@@ -97,11 +101,18 @@ class Succession:
         except PeerRefused as error:
             return str(error)
         except PeerUnreachable:
+            if self._is_over(own, member):
+                return OVER
             if self._is_up(member):
                 return f"member {member.name!r} has not ended yet what the initiator began there"
             await self._peering.fence(member.name, member.incarnation)
             self._fenced[member.name] = member.incarnation
         return ""
+
+    def _is_over(self, own: "OwnIdentity | None", member: Alive) -> bool:
+        """Has this member's own life ended, or does the other one say so? Then nobody else is to be fenced for that."""
+        link = self._peering.peers.link(member.name)
+        return own is None or self._peering.peers.own != own or (link is not None and link.fenced)
 
     def _is_up(self, member: Alive) -> bool:
         link = self._peering.peers.link(member.name)

@@ -1,12 +1,13 @@
 """Reservations, resets, mode parameters and sessions are the group's: what is done through one member holds at all."""
 
 import asyncio
+import contextlib
 import struct
 from pathlib import Path
 
 import pytest
 
-from san_target.peer.messages import EndSessions
+from san_target.peer.messages import Done, EndSessions, Message
 from tests.unit.server.conftest import run, spec
 from tests.unit.server.group_kit import HOST_A, HOST_B, IQN, ISID, OTHER_ISID, Group, group
 from tests.unit.server.initiator import Initiator
@@ -254,6 +255,49 @@ def test_a_fenced_member_begins_a_new_life_without_its_sessions(tmp_path: Path) 
             again = await made.log_in("m1", HOST_B)
             for owner in ("m1", "m2"):
                 assert await write(again, made.first_lba_of(owner), 3) == 0
+
+    run(body)
+
+
+def test_a_life_that_ends_fences_nobody(tmp_path: Path) -> None:
+    """Logins under way find the other members' links gone with it."""
+
+    async def body() -> None:
+        async with group(tmp_path, "m1", "m2") as made:
+            asked, never = asyncio.Event(), asyncio.Event()
+
+            async def say_nothing(_peer: object, _message: EndSessions) -> Message:
+                asked.set()
+                await never.wait()
+                return Done()
+
+            made.members["m2"].life.peering.answer(EndSessions, say_nothing)
+            login = asyncio.ensure_future(made.log_in("m1", HOST_B))
+            await asked.wait()
+            await made.members["m1"]._begin_anew("a test")
+            await asyncio.wait([login])
+            assert login.exception() is not None
+            assert made.members["m1"].life.peering.service._ended_incarnations.get("m2", 0) == 0
+            await made.linked()
+            assert made.members["m2"].membership.incarnation == 1
+
+    run(body)
+
+
+def test_a_member_that_is_fenced_itself_fences_nobody(tmp_path: Path) -> None:
+    async def body() -> None:
+        async with group(tmp_path, "m1", "m2") as made:
+            first = made.members["m1"].life.peering
+            await made.members["m2"].life.peering.fence("m1", 1)
+            initiator = await Initiator.connect(made.members["m1"].portals.bound[0], ISID)
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                assert await initiator.login(IQN, HOST_A) != 0
+            assert first.service._ended_incarnations.get("m2", 0) == 0
+            async with asyncio.timeout(20):
+                while made.members["m1"].membership.incarnation < 2:
+                    await asyncio.sleep(0.02)
+            await made.linked()
+            assert made.members["m2"].membership.incarnation == 1
 
     run(body)
 
