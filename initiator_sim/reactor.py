@@ -76,7 +76,8 @@ class Reactor:
         self._timer = self.loop.call_later(TICK_S, self._tick)
         now = self.now()
         for one in list(self._ticking):
-            one.tick(now)
+            if one in self._ticking:  # one that ticked before may have ended it
+                one.tick(now)
 
     async def open(self, host: str, port: int, handler: Handler, timeout_s: float) -> "Connection":
         """A TCP connection that `handler` serves. OSError, or TimeoutError, where there is none."""
