@@ -89,7 +89,8 @@ def main() -> int:
     if arguments.seed is None:
         print("give --seed or --seeds", file=sys.stderr)
         return 2
-    return 0 if all(_one(arguments, scenario) for scenario in scenarios) else 1
+    passed = [_one(arguments, scenario) for scenario in scenarios]
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":

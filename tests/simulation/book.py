@@ -123,6 +123,11 @@ class Book:
         for command in commands:
             self.no_later(command, now_s)
 
+    def may_be_later(self, commands: Iterable[Command]) -> None:
+        """Take back what was said about these, if they have no answer yet."""
+        for command in commands:
+            self._limits.pop(command, None)
+
     def _end(self, command: Command) -> float:
         return max(command.begin, min(self._clock(), self._limits.pop(command, inf)))
 

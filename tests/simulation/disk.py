@@ -31,7 +31,7 @@ class SimDisk:
     delay_s      bounds of what a job of a thread takes
     slow         how many times longer it takes now
     busy         the share of calls at once that the page cache cannot serve, or only in part
-    flush_fails  the next flush reports an error
+    flush_fails  the next flush reports an error; has_failed: one did since the last power failure
     dies_at      how many steps on the disk are left until `on_death` is called and nothing more happens; -1 = never
     """
 
@@ -46,6 +46,7 @@ class SimDisk:
         self.slow = 1.0
         self.busy = 0.1
         self.flush_fails = False
+        self.has_failed = False
         self.dies_at = -1
         self.on_death: Callable[[], None] = lambda: None
         self.disk = MemoryDisk(CAPACITY_BYTES, before_step=self._before_step)
@@ -70,7 +71,7 @@ class SimDisk:
                 raise PowerLost
             self.dies_at -= 1
         if step == "flush" and self.flush_fails:
-            self.flush_fails = False
+            self.flush_fails, self.has_failed = False, True
             self.trace.note(f"{self.name}: a flush fails")
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -185,6 +186,7 @@ class HalfWrite:
         self._middle = random.randrange(len(self._data))
         self._durable = durable
         self._before = _HOLE
+        self._is_whole = False
 
     def first(self) -> None:
         self._before = self._file._pages.get((self._offset + self._middle) // PAGE_BYTES, _HOLE)
@@ -192,6 +194,7 @@ class HalfWrite:
 
     def second(self) -> None:
         self._file.write(self._offset + self._middle, self._data[self._middle :])
+        self._is_whole = True
         self._page_was_locked()
         if self._durable:
             self._file.disk.before_step("sync write")
@@ -199,6 +202,8 @@ class HalfWrite:
             self._file._settle(iter(range(first, last + 1)))
 
     def complete_page(self) -> None:
+        if self._is_whole:
+            return
         rest = -(self._offset + self._middle) % PAGE_BYTES
         self._file._copy_in(self._offset + self._middle, self._data[self._middle : self._middle + rest])
         self._page_was_locked()

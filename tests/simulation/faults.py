@@ -8,8 +8,12 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from san_target.admin.service import MigrationRequest
+
 if TYPE_CHECKING:
     from tests.simulation.world import World
+
+VOLUME: Final = "disk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +29,8 @@ class Fault:
     number: int
 
     def __str__(self) -> str:
-        whom = f"whom {self.whom}, other {self.other}"
-        return f"at {self.at_s:.3f} s: {self.kind} ({whom}, {self.for_s:.2f} s, {self.number})"
+        more = f"whom {self.whom}, other {self.other}, {self.for_s:.2f} s, {self.number}"
+        return f"at {self.at_s:.3f} s: {self.kind} ({more})"
 
 
 def draw(source: random.Random, weights: Mapping[str, int], count: int, duration_s: float) -> list[Fault]:
@@ -64,9 +68,8 @@ async def _drop(world: World, fault: Fault) -> None:
 
 async def _part(world: World, fault: Fault) -> None:
     """Nothing gets through between two machines."""
-    everybody = [world.store.machine, *(each.machine for each in (*world.hosts, *world.members))]
     member = world.pick(world.members, fault.whom).machine
-    other = world.pick([each for each in everybody if each is not member], fault.other)
+    other = world.pick([each for each in world.machines() if each is not member], fault.other)
     ways = [(member.name, other.name), (other.name, member.name)]
     if fault.number == 0:
         ways = ways[:1]
@@ -81,9 +84,55 @@ async def _part(world: World, fault: Fault) -> None:
         world.network.heal(*way)
 
 
-async def _slow_network(world: World, fault: Fault) -> None:
+async def _isolate(world: World, fault: Fault) -> None:
+    """A member is cut off from everybody, or from everybody but the hosts, or but the store."""
     member = world.pick(world.members, fault.whom).machine
-    other = world.pick(world.hosts, fault.other).machine
+    spared = ([], world.hosts, [world.store])[fault.number % 3]
+    others = [each for each in world.machines() if each is not member and each not in [one.machine for one in spared]]
+    world.trace.note(f"cut off: {member.name} from {', '.join(each.name for each in others)}")
+    for other in others:
+        world.network.cut(member.name, other.name)
+        world.network.cut(other.name, member.name)
+    await asyncio.sleep(fault.for_s)
+    world.trace.note(f"whole again: {member.name}")
+    for other in others:
+        world.network.heal(member.name, other.name)
+        world.network.heal(other.name, member.name)
+
+
+async def _drop_link(world: World, fault: Fault) -> None:
+    """A connection between two members is reset."""
+    machine = world.pick(world.members, fault.whom).machine
+    members = [each.machine for each in world.members]
+    ends = [end for end in machine.ends if end.peer_machine in members]
+    if ends:
+        world.trace.note(f"a link of {machine.name} is reset")
+        ends[fault.other % len(ends)].break_off()
+
+
+async def _migrate(world: World, fault: Fault) -> None:
+    """The operator moves a part of the volume, or ends such a move."""
+    asked = world.pick(world.members, fault.whom)
+    if fault.number == 0:
+        for migration in await asked.ask(lambda service: service.migrations()) or ():
+            await asked.ask(lambda service, number=migration.id: service.cancel_migration(number))
+        return
+    regions = world.placements()[-1][1] // world.region_blocks
+    first = fault.other % regions
+    count = 1 + fault.number % (regions - first)
+    request = MigrationRequest(
+        volume=VOLUME,
+        to=world.pick(world.members, fault.other).name,
+        start_lba=first * world.region_blocks,
+        end_lba=(first + count) * world.region_blocks,
+    )
+    await asked.ask(lambda service: service.start_migrations(request))
+
+
+async def _slow_network(world: World, fault: Fault) -> None:
+    """Everything takes longer between a member and somebody else."""
+    member = world.pick(world.members, fault.whom).machine
+    other = world.pick([each for each in world.machines() if each is not member], fault.other)
     pair = frozenset((member.name, other.name))
     world.network.slow[pair] = 10.0 * (1 + fault.number)
     await asyncio.sleep(fault.for_s)
@@ -117,13 +166,13 @@ async def _terminate(world: World, fault: Fault) -> None:
     """A service that is restarted; the disk may lose its power right after it ended, with nothing lost."""
     member = world.pick(world.members, fault.whom)
     flushes = [world.book.flush(start, end - start) for start, end, owner in world.placements() if owner == member.name]
-    if await member.terminate():
+    if await member.terminate() and not member.disk.has_failed:
         for flush in flushes:
             world.book.good(flush)
-        if fault.number % 2:
-            member.lose_power()
-            await asyncio.sleep(fault.for_s)
-            member.power_is_back()
+    if fault.number % 2:
+        member.lose_power()
+        await asyncio.sleep(fault.for_s)
+        member.power_is_back()
 
 
 async def _pause(world: World, fault: Fault) -> None:
@@ -190,9 +239,22 @@ async def _abort(world: World, fault: Fault) -> None:
     world.pick(world.hosts, fault.whom).abort_something(reset=fault.number == 0)
 
 
+async def _preempt(world: World, fault: Fault) -> None:
+    """A host shuts another one out."""
+    able = [host.registrant for host in world.hosts if host.registrant is not None and host.is_up]
+    if len(able) < 2:
+        return
+    first = world.pick(able, fault.whom)
+    other = world.pick([each for each in able if each is not first], fault.other)
+    await first.run(first.preempt(other, abort=fault.number % 2 == 0))
+
+
 FAULTS: Final[dict[str, Callable[[World, Fault], Coroutine[Any, Any, None]]]] = {
     "drop": _drop,
     "part": _part,
+    "isolate": _isolate,
+    "drop link": _drop_link,
+    "migrate": _migrate,
     "slow network": _slow_network,
     "kill": _kill,
     "kill in a job": _kill_in_a_job,
@@ -206,11 +268,13 @@ FAULTS: Final[dict[str, Callable[[World, Fault], Coroutine[Any, Any, None]]]] = 
     "store away": _store_away,
     "watch lag": _watch_lag,
     "abort": _abort,
+    "preempt": _preempt,
 }
 
 DURATION_S: Final = {
     "drop": (0.0, 0.0),
     "part": (0.5, 25.0),
+    "isolate": (0.5, 25.0),
     "slow network": (0.1, 2.0),
     "pause": (0.01, 16.0),
     "slow disk": (0.1, 2.0),

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, Final
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
 from initiator_sim import cdb
 from initiator_sim import task as scsi
@@ -23,6 +24,7 @@ from initiator_sim.sense import MISCOMPARE, NOT_READY, UNIT_ATTENTION, Sense, Ve
 from initiator_sim.task import Failure, Task
 from san_target.wire import opcodes
 from tests.simulation.loop import Process
+from tests.simulation.registrant import Registrant
 from tests.simulation.sockets import SimSocket
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 # Not BUSY: a member says so too where it cannot learn what became of a command at its owner.
 _NOT_EXECUTED: Final = frozenset({scsi.TASK_SET_FULL, scsi.RESERVATION_CONFLICT})
 RETRY_S: Final = 0.2
+NOT_WRITING: Final = frozenset({"read", "read atomic", "learn", "flush"})
 REPLACEMENT_S: Final = 5.0
 """The least replacement_timeout that the documentation allows."""
 WRITE_ATOMIC_16: Final = 0x9C
@@ -46,13 +49,13 @@ class SimReactor(Reactor):
         super().__init__()
         self._network = network
         self._machine = machine
-        self._random = random
+        self.chance = random
 
     def now(self) -> float:
         return self._network.loop.time()
 
     def random_bytes(self, count: int) -> bytes:
-        return self._random.randbytes(count)
+        return self.chance.randbytes(count)
 
     async def open(self, host: str, port: int, handler: Handler, timeout_s: float) -> Connection:
         async with asyncio.timeout(timeout_s):
@@ -79,6 +82,8 @@ class Work:
         self.expected = b""
         self.earlier: list[Command] = []
         self.reissued = False
+        self.fence = 0  # of its host, when the attempt was sent
+        self.rests = True
         self.task: Task | None = None
 
 
@@ -94,7 +99,7 @@ class Host:
         self._world = world
         self._book = world.book
         self._plan = world.plan
-        self._random = random.Random(f"{world.seed} host {number}")
+        self.chance = random.Random(f"{world.seed} host {number}")
         self._network_random = random.Random(f"{world.seed} network of host {number}")
         self.machine = world.network.add(self.name)
         self._portals = portals
@@ -103,24 +108,34 @@ class Host:
         self._sequence = 0
         self._known: dict[int, bytes] = {}  # content of the blocks for COMPARE AND WRITE, as last seen
         self._works: list[Work] = []
-        self._is_stopping = False
+        self.is_stopping = False
         self._resting: list[Work] = []
         self._ready: list[Work] = []
         self._lost: dict[Path, list[Command]] = {}
         self._disk: Multipath
+        self.registrant = Registrant(world, self) if world.scenario.reservations else None
 
     # Life -------------------------------------------------------------------------------------------------------------
 
     def start(self) -> asyncio.Task[None]:
         return self._world.loop.spawn(self._process, self._begin())
 
+    def run(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Something that a program on this machine does."""
+        return self._world.loop.spawn(self._process, coroutine)
+
+    @property
+    def is_up(self) -> bool:
+        """Has it begun to work?"""
+        return bool(self._works)
+
     async def _begin(self) -> None:
         """Log in, however long it takes, and begin to work."""
         reactor = SimReactor(self._world.network, self.machine, self._network_random)
         name = f"{self.personality.initiator_name}-{self.number}"
-        for _index, portal in enumerate(self._portals):
+        for portal in self._portals:
             isid = b"\x80" + self._network_random.randbytes(5)
-            nexus = Nexus(portal, self._iqn, name, isid, keys=self._world.plan.keys(self.personality, self._random))
+            nexus = Nexus(portal, self._iqn, name, isid, keys=self._world.plan.keys(self.personality, self.chance))
             path = Path(reactor, self.personality, nexus)
             path.on_reissue = lambda task, path=path: self._reissued(path, task)
             path.on_event = self._event
@@ -131,6 +146,8 @@ class Host:
             for path in self.paths:
                 path.on_down = self._fail_over
         await asyncio.gather(*map(self._connect, self.paths))
+        if self.registrant is not None:
+            await self.registrant.begin()
         for number in range(self._plan.depth):
             work = Work(self, number)
             self._works.append(work)
@@ -159,13 +176,13 @@ class Host:
 
     def stop(self) -> None:
         """Begin nothing more."""
-        self._is_stopping = True
+        self.is_stopping = True
         self._resting += self._ready
         self._ready.clear()
 
     @property
     def is_idle(self) -> bool:
-        return self._is_stopping and len(self._resting) == len(self._works) == self._plan.depth
+        return self.is_stopping and len(self._resting) == len(self._works) == self._plan.depth
 
     def unfinished(self) -> list[str]:
         return [
@@ -196,25 +213,25 @@ class Host:
                 return
             work.kind = "read"
             work.lba, work.blocks = self._to_look_at.pop()
-        elif self._is_stopping:
+        elif self.is_stopping:
             self._resting.append(work)
             return
         else:
-            self._plan.choose(work, self._random, self._book)
+            self._plan.choose(work, self.chance, self._book)
         work.reissued = False
         work.earlier.clear()
         self._submit(work)
 
     def _rest(self, work: Work) -> None:
         """Before the next command, where users think, or wait for all others."""
-        if self._plan.bursts and not self._is_stopping:
+        if self._plan.bursts and not self.is_stopping:
             self._ready.append(work)
             if len(self._ready) == self._plan.depth:
                 together, self._ready = self._ready, []
-                pause_s = self._random.expovariate(1 / self._plan.think_s) if self._plan.think_s else 0.0
+                pause_s = self.chance.expovariate(1 / self._plan.think_s) if self._plan.think_s else 0.0
                 self._world.loop.call_later(pause_s, self._burst, together)
-        elif self._plan.think_s and not self._is_stopping:
-            self._world.loop.call_later(self._random.expovariate(1 / self._plan.think_s), self._next, work)
+        elif self._plan.think_s and not self.is_stopping:
+            self._world.loop.call_later(self.chance.expovariate(1 / self._plan.think_s), self._next, work)
         else:
             self._next(work)
 
@@ -222,7 +239,13 @@ class Host:
         for work in works:
             self._next(work)
 
+    def under_way(self) -> list[Command]:
+        """Writes that were sent, with and without an answer that is still to come."""
+        return [command for work in self._works if not work.rests for command in (*work.earlier, work.command)]
+
     def _submit(self, work: Work) -> None:
+        work.rests = False
+        work.fence = 0 if self.registrant is None else self.registrant.fence
         task = work.task = self._make(work)
         self._disk.submit(task)
 
@@ -271,7 +294,8 @@ class Host:
     def _reissued(self, path: Path, task: Task) -> None:
         """The connection was lost, and the same task is about to be sent again, with another value."""
         work = task.context
-        assert isinstance(work, Work)
+        if not isinstance(work, Work):
+            return
         self._world.trace.note(f"{self.name}: {work.kind} at LBA {work.lba} is sent again")
         self._attempt_lost(path, work)
         fresh = self._make(work)
@@ -284,7 +308,7 @@ class Host:
 
     def _attempt_lost(self, path: Path | None, work: Work) -> None:
         work.reissued = True
-        if work.kind not in ("read", "read atomic", "learn", "flush"):
+        if work.kind not in NOT_WRITING:
             work.earlier.append(work.command)
             if path is not None:
                 self._lost[path].append(work.command)
@@ -297,6 +321,7 @@ class Host:
         work = task.context
         assert isinstance(work, Work)
         book = self._book
+        work.rests = True
         note = f"{self.name}.{work.number}: {work.kind} {work.lba}+{work.blocks}"
         if task.good:
             text = self._good(work, task)
@@ -314,7 +339,15 @@ class Host:
             self._next(work)
             return
         if _not_executed(task):
-            book.refused(work.command)
+            # Of a write with several owners a part may have been done when it was judged again and found wanting.
+            if self._world.may_be_split(work.blocks):
+                book.ended(work.command)
+            else:
+                book.refused(work.command)
+            if task.status == scsi.RESERVATION_CONFLICT and self.registrant is not None:
+                self.registrant.was_refused()
+                self._again(work, RETRY_S)
+                return
         elif task.failure in (None, Failure.ABORTED, Failure.REJECTED):
             book.ended(work.command)
             book.no_more(work.earlier)
@@ -337,6 +370,9 @@ class Host:
     def _good(self, work: Work, task: Task) -> str:
         book = self._book
         book.no_more(work.earlier)
+        fence = 0 if self.registrant is None else self.registrant.fence
+        if fence and work.fence == fence and work.kind not in NOT_WRITING:
+            book.complain(f"{self.name}: a {work.kind} of a fenced host at LBA {work.lba} was answered with GOOD")
         if work.kind in ("read", "read atomic", "learn"):
             data = memoryview(task.data)
             values = book.found(work.command, data, work.kind == "read atomic")
@@ -357,7 +393,7 @@ class Host:
         for path in self.paths:
             session = path.session
             if session is not None and session.tasks and not session.logging_out:
-                task = self._random.choice(list(session.tasks.values()))
+                task = self.chance.choice(list(session.tasks.values()))
                 function = opcodes.LOGICAL_UNIT_RESET if reset else opcodes.ABORT_TASK
                 session.task_management(function, lambda header, _: self._aborted(header.response), task.lun, task)
                 path.plan_flush()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from san_target.group.errors import AdministrationError
+from san_target.metadata.store import StoreError
 from san_target.server.config import MemberConfig
 from san_target.server.member import Member, StartError
 from san_target.server.service import Service
@@ -15,6 +18,8 @@ from tests.simulation.loop import Process, State
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
+
+T = TypeVar("T")
 
 RESTART_S = (0.2, 2.0)
 POLL_S = 0.05
@@ -40,12 +45,6 @@ class SimMember:
         self._process: Process | None = None
         self._environment: SimEnvironment | None = None
         self._lives = 0
-
-    @property
-    def service(self) -> Service:
-        if self.serves is None:
-            raise AssertionError(f"{self.name} does not serve")
-        return Service(self.serves)
 
     # Life -------------------------------------------------------------------------------------------------------------
 
@@ -103,10 +102,21 @@ class SimMember:
         if self.is_wanted:
             self.start()
 
-    def run(self, coroutine: object) -> asyncio.Task[object]:
-        """Run something in the member's process, as a request of its administration."""
-        assert self._process is not None
-        return self._world.loop.spawn(self._process, coroutine)  # type: ignore[arg-type]
+    async def ask(self, request: Callable[[Service], Coroutine[Any, Any, T]]) -> T | None:
+        """What an operator asks this member; None where it refuses, or dies meanwhile."""
+        member, process = self.serves, self._process
+        if member is None or process is None:
+            return None
+        asked = self._world.loop.spawn(process, request(Service(member)))
+        while not asked.done() and self._process is process:
+            await asyncio.sleep(POLL_S)
+        if not asked.done():
+            return None
+        error = asked.exception()
+        if isinstance(error, AdministrationError | StoreError):
+            self._world.trace.note(f"{self.name}: refuses: {error}")
+            return None
+        return asked.result()
 
     # Faults -----------------------------------------------------------------------------------------------------------
 
@@ -132,6 +142,7 @@ class SimMember:
         self.machine.lose_power()
         self._ended()
         self.disk.directory.lose_power(self._random.choice)
+        self.disk.has_failed = False
         self._world.crashed(self)
 
     def power_is_back(self) -> None:

@@ -7,6 +7,7 @@ that the simulation is blind for what the rule protects from.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from san_target.scsi.reservations import Reservations
 from san_target.session import task_management
 from san_target.session.connection import Connection
 from san_target.session.tasks import TaskBarrier
+from san_target.storage.journal import Journal
 from san_target.storage.memory import MemoryFile
 from san_target.volume.local import LocalBlocks
 from san_target.volume.range_locks import RangeLocks
@@ -66,7 +68,7 @@ def _flush_is_skipped_after_a_change() -> list[Patch]:
 
     async def flush_after(self: LocalBlocks, running: Any) -> None:
         if running is not None:
-            await running
+            await asyncio.wait([running])
         self._flush_running, self._flush_next = self._flush_next, None
         try:
             await self._threads.start_slow(self._file.flush)
@@ -81,9 +83,11 @@ def _flush_joins_one_that_runs() -> list[Patch]:
     original = LocalBlocks.flush
 
     async def flush(self: LocalBlocks, lba: int, blocks: int) -> None:
-        if self._flush_running is not None:
-            await self._flush_running
-        else:
+        if self._flush_running is None:
+            await original(self, lba, blocks)
+            return
+        await asyncio.wait([self._flush_running])
+        if self._file.failed:
             await original(self, lba, blocks)
 
     return [(LocalBlocks, "flush", flush)]
@@ -105,8 +109,19 @@ def _reads_at_once_ignore_locks() -> list[Patch]:
     return [(RangeLocks, "conflicts", conflicts)]
 
 
-def _half_writes_are_not_handed_over() -> list[Patch]:
-    return [(LocalBlocks, "_hand_over", lambda _self, _lba, _blocks: None)]
+def _atomic_writes_have_no_journal() -> list[Patch]:
+    def write_in(
+        self: Journal,
+        slot: int,
+        volume_id: str,
+        place: Any,
+        offset_bytes: int,
+        payload: bytes,
+        on_journaled: Any = None,
+    ) -> None:
+        place.write(offset_bytes, payload, durable=True)
+
+    return [(Journal, "_write_in", write_in)]
 
 
 def _task_management_answers_early() -> list[Patch]:
@@ -164,24 +179,24 @@ MUTANTS: Final[dict[str, Mutant]] = {
             _reads_at_once_ignore_locks,
         ),
         Mutant(
-            "half-write-not-locked",
-            "a partial write at once locks its range before it returns",
-            8,
-            "one-bursts",
-            _half_writes_are_not_handed_over,
+            "atomic-write-without-journal",
+            "an atomic write is all or nothing over a power failure, by an intent journal",
+            0,
+            "one-atomic",
+            _atomic_writes_have_no_journal,
         ),
         Mutant(
             "task-management-early",
             "a task management response waits for the end of the tasks concerned",
             30,
-            "one-impatient",
+            "group-impatient",
             _task_management_answers_early,
         ),
         Mutant(
             "barriers-do-not-wait",
             "logout, reinstatement and task management are final only when every task has ended",
             30,
-            "one-impatient",
+            "group-impatient",
             _barriers_do_not_wait,
         ),
     )

@@ -133,7 +133,7 @@ class Network:
         return listener
 
     async def connect(self, machine: Machine, host: str, port: int) -> End:
-        """A connection from `machine`, opened by the process that calls. OSError; with no answer it takes for ever."""
+        """A connection from `machine`, of the process that calls. OSError; where nobody answers there is no end."""
         target = self.machines.get(host)
         if target is None:
             raise OSError(113, "No route to host")
@@ -267,6 +267,10 @@ class End:
     @property
     def address(self) -> tuple[str, int]:
         return self.machine.address, self.port
+
+    @property
+    def peer_machine(self) -> Machine:
+        return self._other.machine
 
     @property
     def peer_address(self) -> tuple[str, int]:

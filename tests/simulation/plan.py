@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 ATOMIC_BLOCKS: Final = 8
 COMPARED_BLOCKS: Final = 3
 READ_BLOCKS: Final = 64
+ZONE_LBA: Final = 24
+AROUND: Final = 64
 USUAL: Final[Mapping[str, int]] = {
     "read": 40,
     "write": 40,
@@ -44,6 +46,9 @@ class Load:
     zone: Sequence[int] = (24, 24, 200, 1000)
     fua: float = 0.1
     weights: Mapping[str, int] = field(default_factory=lambda: USUAL)
+
+
+USUAL_LOAD: Final = Load()
 
 
 @dataclass(slots=True)
@@ -99,11 +104,12 @@ def plan_for(boundaries: Sequence[int], load: Load, random: random.Random) -> Pl
     """Around the start, and around each boundary between owners."""
     compared = list(range(COMPARED_BLOCKS))
     atomic = [8, 16]
-    zones = [(24, random.choice(load.zone))]
+    first = min(boundaries, default=1 << 20)
+    zones = [(ZONE_LBA, min(random.choice(load.zone), first - AROUND - ZONE_LBA))]
     for boundary in boundaries:
         zones.append((boundary - 8, 16))
         compared += [boundary - 32, boundary + 32]
-        atomic += [boundary - 64, boundary + 64]
+        atomic += [boundary - AROUND, boundary + AROUND]
     depth, think_s = random.choice(load.pace)
     return Plan(
         zones,

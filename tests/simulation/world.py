@@ -15,24 +15,26 @@ from initiator_sim.personalities import ESXI, LIBISCSI, OPEN_ISCSI, WINDOWS
 from initiator_sim.sense import DATA_PROTECT, MEDIUM_ERROR, Sense
 from san_target.admin.service import VolumeSpec
 from san_target.group.map_records import start_lba
-from san_target.metadata.schema import PlacementRecord, decode
+from san_target.metadata.schema import MigrationRecord, PlacementRecord, decode
 from tests.simulation.book import Book
-from tests.simulation.faults import FAULTS, Fault, draw
+from tests.simulation.faults import FAULTS, VOLUME, Fault, draw
 from tests.simulation.hosts import Host
 from tests.simulation.loop import PROCESS, START_S, Stuck, VirtualLoop
 from tests.simulation.members import SimMember
-from tests.simulation.network import Network
-from tests.simulation.plan import Load, Plan, plan_for
+from tests.simulation.network import Machine, Network
+from tests.simulation.plan import USUAL_LOAD, Load, Plan, plan_for
 from tests.simulation.store import StoreServer
 from tests.simulation.trace import Trace
 
 T = TypeVar("T")
 
 MIB: Final = 1 << 20
-VOLUME: Final = "disk"
+FINISHED: Final = ("done", "cancelled")
 POLL_S: Final = 0.05
 READY_S: Final = 120.0
 CALM_S: Final = 400.0
+FULL_S: Final = 30.0
+"""How long commands may still tell of a disk that was full."""
 STEPS_MAX: Final = 3_000_000
 POLICIES: Final = ("none", "round-robin", "least-loaded")
 PERSONALITIES: Final = (OPEN_ISCSI, LIBISCSI, ESXI, WINDOWS)
@@ -40,6 +42,9 @@ PERSONALITIES: Final = (OPEN_ISCSI, LIBISCSI, ESXI, WINDOWS)
 FAULT_WEIGHTS: Final[Mapping[str, int]] = {
     "drop": 6,
     "part": 3,
+    "isolate": 1,
+    "drop link": 2,
+    "migrate": 4,
     "slow network": 3,
     "kill": 4,
     "kill in a job": 4,
@@ -59,7 +64,7 @@ FAULT_WEIGHTS: Final[Mapping[str, int]] = {
 @dataclass(frozen=True)
 class Scenario:
     """What kind of run. duration_s: of the load; faults_s: within what time faults begin; drift: how far clocks run
-    apart at most, as a share; disk_s, network_s: usual delays."""
+    apart at most, as a share; disk_s, network_s: usual delays; reservations: hosts use them."""
 
     name: str = "usual"
     members: int = 1
@@ -68,7 +73,8 @@ class Scenario:
     faults_s: float = 2.0
     faults: tuple[int, int] = (0, 5)
     weights: Mapping[str, int] = field(default_factory=lambda: FAULT_WEIGHTS)
-    load: Load = field(default_factory=Load)
+    load: Load = USUAL_LOAD
+    reservations: bool = False
     disk_s: tuple[float, float] = (0.0001, 0.004)
     network_s: tuple[float, float] = (0.0002, 0.002)
     drift: float = 0.001
@@ -118,6 +124,10 @@ class World:
     def pick(self, options: Sequence[T], index: int) -> T:
         return options[index % len(options)]
 
+    def machines(self) -> list[Machine]:
+        """Everything that a cable leads to."""
+        return [self.store.machine, *(each.machine for each in (*self.members, *self.hosts))]
+
     def placements(self) -> list[tuple[int, int, str]]:
         """(first LBA, end LBA, owner) of the volume's ranges, as the store has them now."""
         found = []
@@ -126,15 +136,28 @@ class World:
             found.append((start_lba(item.key), placement.end_lba, placement.owner))
         return found
 
+    def may_be_split(self, blocks: int) -> bool:
+        """May so many blocks have more than one owner?"""
+        return blocks > 1 and len(self.members) > 1
+
     def crashed(self, member: SimMember) -> None:
         """A member lost what was not flushed."""
+        if self.is_moving():
+            # Blocks that move are at two members; which of them counts is for the product to know.
+            self.book.crash()
+            return
         for start, end, owner in self.placements():
             if owner == member.name:
                 self.book.crash(start, end - start)
 
+    def is_moving(self) -> bool:
+        """Is there a migration that has not ended?"""
+        records = [decode(MigrationRecord, item.value, item.key) for item in self.store.data.range("migrations/").items]
+        return any(record.state not in FINISHED for record in records)
+
     def excuse_full_disks(self, begins: bool) -> None:
         self._full_disks += 1 if begins else -1
-        self._full_until_s = self.loop.time() + 5.0
+        self._full_until_s = self.loop.time() + FULL_S
 
     def excuse_failed_disks(self) -> None:
         self._failed_disks = True
@@ -156,6 +179,7 @@ class World:
         self.book = Book(VOLUME, block_size, self.loop.time)
         for member in self.members:
             member.disk.disk.sector_bytes = block_size
+        self.region_blocks = MIB // block_size
         hosts = chance.randint(*scenario.hosts)
         source, count = random.Random(f"{self.seed} faults"), chance.randint(*scenario.faults)
         drawn = draw(source, scenario.weights, count, scenario.faults_s)
@@ -187,8 +211,11 @@ class World:
             members=tuple(member.name for member in self.members),
             multipath=len(self.members) > 1 and chance.random() < 0.4,
         )
-        volume: Any = await first.run(first.service.create_volume(spec))
-        await first.run(first.service.set_portal_policy(chance.choice(POLICIES)))
+        volume = await first.ask(lambda service: service.create_volume(spec))
+        if volume is None:
+            raise Stuck("the volume cannot be created")
+        policy = chance.choice(POLICIES)
+        await first.ask(lambda service: service.set_portal_policy(policy))
         return volume
 
     async def _strike(self, fault: Fault) -> None:
@@ -229,12 +256,13 @@ class _Log:
         self.defects: list[str] = []
 
     def __call__(self, _logger: object, level: str, event: dict[str, Any]) -> str:
+        if self._world.loop.is_closed():
+            raise structlog.DropEvent
         process = PROCESS.get()
         who = process.name if process is not None else "?"
         error = event.pop("exc_info", None)
-        text = f"{who}: {level}: " + " ".join(
-            f"{key}={value}" if key != "event" else str(value) for key, value in event.items()
-        )
+        words = [str(event.pop("event", "")), *(f"{key}={value}" for key, value in event.items())]
+        text = f"{who}: {level}: {' '.join(words)}"
         if error is not None:
             text += f" {error!r}"
             self._world.loop.call_exception_handler({"message": text, "exception": error})
@@ -255,8 +283,8 @@ def simulate(seed: int, scenario: Scenario, numbers: Sequence[int] | None = None
     except Stuck as error:
         wrong.append(str(error))
     finally:
-        structlog.configure(**before)
         world.loop.close()
+        structlog.configure(**before)
         if collecting:
             gc.enable()
     wrong += world.loop.failures
