@@ -3,10 +3,13 @@
 Before a login completes, each other member says that nothing is under way there of what this initiator began [28c]. A
 member that says nothing may be dead, or stopped with commands in its hands: its present life is fenced, so that no
 owner takes anything from it any more. The initiator port that is the same (name and ISID) is reinstated: its session
-ends wherever it is. A live session with another ISID stays.
+ends wherever it is. A live session with another ISID stays, but what it has in its hands is waited for: an address that
+moves from one member to another may leave a connection behind that nobody uses any more, and some initiators take a new
+ISID each time.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -15,7 +18,9 @@ import structlog
 from san_target.peer.link import PeerRefused, PeerUnreachable
 from san_target.peer.messages import ControlRefused, Done, EndSessions, Message, SessionsEnded
 from san_target.scsi.nexus import Nexus
+from san_target.server.fencing import drain_tasks
 from san_target.session.target import Moved
+from san_target.volume.forward import OUTDATED_S
 
 if TYPE_CHECKING:
     from san_target.peer.identity import OwnIdentity, PeerIdentity
@@ -32,6 +37,7 @@ DRAIN_S: Final = 8.0
 
 ARRIVING_MAX: Final = 1024
 OVER: Final = "this member begins anew"
+TURNS: Final = 2
 
 
 class Alive(Protocol):
@@ -77,7 +83,11 @@ class Succession:
         own = self._peering.peers.own
         try:
             message = EndSessions(volume_id, initiator_name, isid, address)
-            refusals = await asyncio.gather(*(self._ask(member, message, own) for member in self._others()))
+            asked = [self._ask(member, message, own) for member in self._others()]
+            target = self._target_of(volume_id)
+            if target is not None:
+                asked.append(_quiet(target, initiator_name))
+            refusals = await asyncio.gather(*asked)
             return next(filter(None, refusals), "")
         finally:
             self._logging_in[key] -= 1
@@ -146,5 +156,17 @@ class Succession:
         for session in list(target.sessions.values()):
             if session.initiator_name == message.initiator_name and session.connection.ending:
                 await session.connection.terminate("its initiator logs in at another member")
+        await _quiet(target, message.initiator_name)
         left = self.take_left(message.volume_id, *key)
         return Done() if left is None else SessionsEnded(left.attentions, left.epoch, left.blocks)
+
+
+async def _quiet(target: "Target", initiator_name: str) -> str:
+    """What live sessions of this initiator have in their hands now has ended, or no owner would begin it any more."""
+    for _ in range(TURNS):
+        await asyncio.sleep(0)  # what has arrived is taken in first
+    sessions = [each for each in target.sessions.values() if each.initiator_name == initiator_name]
+    nexuses = [each.nexus for each in sessions if each.nexus is not None and not each.connection.ending]
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(drain_tasks(target, nexuses), OUTDATED_S)
+    return ""

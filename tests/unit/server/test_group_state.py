@@ -259,6 +259,57 @@ def test_a_fenced_member_begins_a_new_life_without_its_sessions(tmp_path: Path) 
     run(body)
 
 
+def test_what_a_live_session_has_in_its_hands_is_waited_for(tmp_path: Path) -> None:
+    """The initiator comes back with another ISID, as libiscsi does, and the connection that it lost looks alive."""
+
+    async def body() -> None:
+        async with group(tmp_path, "m1", "m2", "m3") as made:
+            lba = made.first_lba_of("m3")
+            (owner,) = made.members["m3"].exports.by_id.values()
+            old = await made.log_in("m1")
+            held = await owner.local.locks.acquire(lba, 1, True)
+            stuck = asyncio.ensure_future(write(old, lba, 1))
+            await asyncio.sleep(0.1)
+            elsewhere = asyncio.ensure_future(made.log_in("m2", HOST_A, OTHER_ISID))
+            here = asyncio.ensure_future(made.log_in("m1", HOST_A, OTHER_ISID[:5] + b"\3"))
+            other = await made.log_in("m2", HOST_B)
+            assert await write(other, made.first_lba_of("m2"), 1) == 0
+            assert not elsewhere.done(), "what was written before can still happen"
+            assert not here.done(), "what was written before can still happen"
+            owner.local.locks.release(held)
+            assert await stuck == 0
+            await here
+            new = await elsewhere
+            assert await write(new, lba, 2) == 0
+            await asyncio.sleep(0.1)
+            assert await read(new, lba) == (0, bytes([2]) * BLOCK)
+
+    run(body)
+
+
+def test_what_is_in_nobodys_hands_any_more_does_not_hold_up_a_login(tmp_path: Path) -> None:
+    """After OUTDATED_S no owner would begin it."""
+
+    async def body() -> None:
+        async with group(tmp_path, "m1", "m2") as made:
+            lba = made.first_lba_of("m2")
+            (owner,) = made.members["m2"].exports.by_id.values()
+            old = await made.log_in("m1")
+            held = await owner.local.locks.acquire(lba, 1, True)
+            stuck = asyncio.ensure_future(write(old, lba, 1))
+            await asyncio.sleep(0.1)
+            new = await made.log_in("m2", HOST_A, OTHER_ISID)
+            assert not stuck.done()
+            owner.local.locks.release(held)
+            assert await write(new, lba, 2) == 0
+            old.close()
+            await asyncio.wait([stuck], timeout=1)
+            assert await read(new, lba) == (0, bytes([2]) * BLOCK)
+            stuck.cancel()
+
+    run(body)
+
+
 def test_a_life_that_ends_fences_nobody(tmp_path: Path) -> None:
     """Logins under way find the other members' links gone with it."""
 
