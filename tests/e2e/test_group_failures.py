@@ -65,7 +65,7 @@ async def kill_and_restart(trial: Trial, victim: int, what: str, down_s: float =
     await trial.flows(through=others, owners=set(others) & set(trial.owners))
     await trial.work(down_s)
     await asyncio.to_thread(trial.group[victim].start)
-    await trial.recovery(f"kill -9 of {what}, started again after {down_s} s", began_s, time.monotonic())
+    await trial.recovery(f"kill -9 of {what}", began_s, time.monotonic())
     await trial.work(1.0)
 
 
@@ -111,18 +111,18 @@ def test_a_member_that_stood_still_does_no_harm(group: Group, owners: Sequence[i
     async def story(trial: Trial) -> None:
         floating = await trial.floating_portal(group[0])
         moving = await trial.add_initiators(floating.portal, 2)
+        await trial.add_multipath()
         await trial.work(0.5)
         for _ in range(ROUNDS):
             began_s = time.monotonic()
             group[0].pause()
             await trial.work(0.5)
             floating.move(group[1].portal, leave=True)
+            await trial.let_in(moving)
             await trial.work(STOP_S)
-            # They have been let in at the other member, and go on with the blocks of the living.
-            assert all(path.up for path in moving)
             group[0].resume()
             role = "a member" if 0 in owners else "an ingress"
-            await trial.recovery(f"{role} stood still for {STOP_S + 0.5} s", began_s, time.monotonic())
+            await trial.recovery(f"{role} stood still", began_s, time.monotonic())
             await trial.work(0.5)
             floating.move(group[0].portal)
 
@@ -150,12 +150,12 @@ def test_a_member_cut_off_from_its_peers(
             network.cut(0, (1, 2), both_ways)
             await trial.work(0.5)
             floating.move(group[1].portal, leave=True)
+            await trial.let_in(moving)
             await trial.work(CUT_S)
-            assert all(path.up for path in moving)
             await trial.flows(through=["m2", "m3"], owners=["m2", "m3"])
             network.heal()
             role, way = "a member" if 0 in owners else "an ingress", "" if both_ways else ", one way"
-            what = f"{role} cut off from the others for {CUT_S + 0.5} s{way}"
+            what = f"{role} cut off from the others{way}"
             await trial.recovery(what, began_s, time.monotonic())
             floating.move(group[0].portal)
 
@@ -172,11 +172,13 @@ def test_anything_at_any_time(networked: tuple[Group, Network]) -> None:
     print(f"SAN_TARGET_SEED={SEED}")
     chance = random.Random(SEED)
     group, network = networked
+    group.set_policy(chance.choice(("none", "round-robin", "least-loaded")))
 
     async def story(trial: Trial) -> None:
         portals = [await trial.floating_portal(member) for member in group.members[:2]]
         for floating in portals:
             await trial.add_initiators(floating.portal, 1)
+        await trial.add_multipath()
         for _ in range(3 * ROUNDS):
             await anything(group, network, portals, chance)
             await trial.flows()

@@ -12,12 +12,14 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from initiator_sim.client import Disk, Initiator
 from initiator_sim.fleet import Assignment, Fleet
+from initiator_sim.multipath import Multipath
 from initiator_sim.path import Path
 from initiator_sim.personalities import ESXI, Personality
+from initiator_sim.task import Task
 from initiator_sim.workload import Plan
 from tests.support.floating_portal import FloatingPortal
 from tests.support.group import Group, GroupMember
@@ -34,6 +36,39 @@ PATIENT: Personality = replace(ESXI, login_retry_s=0.1, login_retry_max_s=0.1, n
 _numbers = itertools.count(1)
 FIGURES: list[str] = []
 """What was measured in this process, for people; told at the end of a test run."""
+
+
+class ManyPaths:
+    """Several paths of one host to one disk, for a stream.
+
+    A path that is lost hands its commands to another one that is logged in already: no login tells the target of it.
+    """
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = paths
+        self._multipath = Multipath(paths)
+        self.personality = paths[0].personality
+        self.address = " and ".join(path.address for path in paths)
+
+    @property
+    def failed(self) -> str | None:
+        return self._paths[0].failed if all(path.failed for path in self._paths) else None
+
+    @property
+    def on_reissue(self) -> Callable[[Task], None] | None:
+        return self._paths[0].on_reissue
+
+    @on_reissue.setter
+    def on_reissue(self, told: Callable[[Task], None]) -> None:
+        for path in self._paths:
+            path.on_reissue = told
+
+    def enqueue(self, task: Task) -> None:
+        self._multipath.submit(task)
+
+    def plan_flush(self) -> None:
+        for path in self._paths:
+            path.plan_flush()
 
 
 class Trial:
@@ -125,21 +160,44 @@ class Trial:
         """
         paths = []
         for _ in range(count):
-            number = len(self.fleet.paths)
-            personality = replace(PATIENT, new_isid_each_login=number % 2 == 0)
-            initiator = Initiator(f"{PATIENT.initiator_name}-{number}", personality, reactor=self.fleet.reactor)
-            path = initiator.path(portal, self.volume.iqn, self._depth)
-            await path.connect()
-            stream = self.fleet.make_stream(number, path, 0)
-            self.fleet.paths.append(path)
-            self.fleet.streams.append(stream)
-            stream.start()
+            personality = replace(PATIENT, new_isid_each_login=len(self.fleet.streams) % 2 == 0)
+            path = await self._add_path(portal, personality)
+            self._add_stream(path)
             paths.append(path)
         return paths
+
+    async def add_multipath(self) -> list[Path]:
+        """A further initiator with a path to each member, which joins the load; it gives a path up within seconds."""
+        hasty = replace(PATIENT, nop_interval_s=1.0, nop_timeout_s=1.0)
+        paths = [await self._add_path(portal, hasty) for portal in self.group.portals]
+        self._add_stream(cast(Path, ManyPaths(paths)))
+        return paths
+
+    async def _add_path(self, portal: str, personality: Personality) -> Path:
+        name = f"{personality.initiator_name}-{len(self.fleet.streams)}"
+        initiator = Initiator(name, personality, reactor=self.fleet.reactor)
+        path = initiator.path(portal, self.volume.iqn, self._depth)
+        await path.connect()
+        self.fleet.paths.append(path)
+        return path
+
+    def _add_stream(self, path: Path) -> None:
+        stream = self.fleet.make_stream(len(self.fleet.streams), path, 0)
+        self.fleet.streams.append(stream)
+        stream.start()
 
     async def work(self, seconds: float) -> None:
         """Let the load go on for so long."""
         await asyncio.sleep(seconds)
+
+    async def let_in(self, paths: Sequence[Path]) -> None:
+        """Return when these, which have just lost their sessions, have others: the blocks of the living are theirs."""
+        began_s = time.monotonic()
+        before = {path: path.logins for path in paths}
+        async with asyncio.timeout(FLOWS_S_MAX):
+            while not all(path.up and path.logins > before[path] for path in paths):
+                await asyncio.sleep(0.02)
+        FIGURES.append(f"logged in at another member after {time.monotonic() - began_s:.1f} s")
 
     async def flows(self, through: Iterable[str] | None = None, owners: Iterable[str] | None = None) -> None:
         """Return when blocks of each of these owners (by name; all) were written and read through each of these members
@@ -160,12 +218,9 @@ class Trial:
         assert await disk.read(place, 1) == data
 
     async def recovery(self, what: str, began_s: float, over_s: float) -> None:
-        """Wait until I/O flows, and note how long that took after the fault began, and after it was over.
-
-        began_s, over_s: by time.monotonic().
-        """
+        """Wait until I/O flows, and note how long that took. began_s, over_s: of the fault, by time.monotonic()."""
         await self.flows()
         now_s = time.monotonic()
         FIGURES.append(
-            f"{what}: I/O flows everywhere {now_s - began_s:.1f} s after it began, {now_s - over_s:.1f} s after its end"
+            f"{what}: over after {over_s - began_s:.1f} s, I/O flows everywhere {now_s - over_s:.1f} s later"
         )
