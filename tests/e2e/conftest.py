@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.guest.machine import Guest, NoImages, images
 from tests.support.group import Group, running
-from tests.support.group_trial import FIGURES
+from tests.support.group_trial import FIGURES, told_recoveries
 from tests.support.member import Member
 from tests.support.target import Target
 from tests.support.tgt import Tgt
@@ -32,9 +32,10 @@ def pytest_runtest_makereport(
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What was measured and not judged."""
-    if FIGURES:
+    figures = [*FIGURES, *told_recoveries()]
+    if figures:
         terminalreporter.section("time until I/O flows again")
-        for figure in FIGURES:
+        for figure in figures:
             terminalreporter.write_line(figure)
 
 

@@ -23,11 +23,23 @@ ENDED_TTL = -1  # what etcd says of a lease that it does not know
 
 
 class Etcd:
-    """One process. host: "127.0.0.1:PORT". The constructor starts nothing."""
+    """One process. host: "ADDRESS:PORT". The constructor starts nothing.
 
-    def __init__(self, directory: Path, name: str = "e0", scheme: str = "http") -> None:
+    address, prefix: where it listens, if that is in a network of its own, and what runs a command there.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        name: str = "e0",
+        scheme: str = "http",
+        address: str = "127.0.0.1",
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.name = name
         self.scheme = scheme
+        self._address = address
+        self._prefix = list(prefix)
         self.tls: ssl.SSLContext | None = None  # with which tests reach it, where it speaks TLS
         self.port = free_port(1)
         self.directory = directory / name
@@ -36,11 +48,11 @@ class Etcd:
 
     @property
     def host(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self._address}:{self.port}"
 
     @property
     def peer_url(self) -> str:
-        return f"http://127.0.0.1:{self.port + 1}"
+        return f"http://{self._address}:{self.port + 1}"
 
     @property
     def pid(self) -> int:
@@ -50,7 +62,7 @@ class Etcd:
     def start(self, *options: str, cluster: Sequence[Etcd] = ()) -> None:
         """Start it, also again on its data. Does not wait: a cluster answers only once most of it runs."""
         client_url = f"{self.scheme}://{self.host}"
-        command = [find("etcd"), "--name", self.name, "--data-dir", str(self.directory)]
+        command = [*self._prefix, find("etcd"), "--name", self.name, "--data-dir", str(self.directory)]
         command += ["--listen-client-urls", client_url, "--advertise-client-urls", client_url]
         command += ["--listen-peer-urls", self.peer_url, "--initial-advertise-peer-urls", self.peer_url]
         command += ["--initial-cluster", ",".join(f"{one.name}={one.peer_url}" for one in cluster or (self,))]
@@ -194,11 +206,24 @@ class Proxy:
 
 
 class EtcdCluster:
-    """Three processes, of which one may be missing. options: for each of them."""
+    """Three processes, of which one may be missing. options: for each of them. address, prefix: as of `Etcd`."""
 
-    def __init__(self, directory: Path, options: Sequence[str] = (), count: int = 3) -> None:
-        self.members = [Etcd(directory, f"e{number}") for number in range(count)]
+    def __init__(
+        self,
+        directory: Path,
+        options: Sequence[str] = (),
+        count: int = 3,
+        address: str = "127.0.0.1",
+        prefix: Sequence[str] = (),
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.members = [Etcd(directory, f"e{number}", address=address, prefix=prefix) for number in range(count)]
         self._options = options
+
+    @property
+    def url(self) -> str:
+        """As a member's --store takes it."""
+        return "etcd://" + ",".join(member.host for member in self.members)
 
     def start(self) -> None:
         for member in self.members:

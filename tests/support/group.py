@@ -110,6 +110,11 @@ class Group:
         return iter(self.members)
 
     @property
+    def store(self) -> str:
+        """The kind of its store."""
+        return self.store_url.partition(":")[0]
+
+    @property
     def portals(self) -> tuple[str, ...]:
         return tuple(member.portal for member in self.members)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
@@ -36,6 +37,8 @@ PATIENT: Personality = replace(ESXI, login_retry_s=0.1, login_retry_max_s=0.1, n
 _numbers = itertools.count(1)
 FIGURES: list[str] = []
 """What was measured in this process, for people; told at the end of a test run."""
+RECOVERIES: dict[str, list[float]] = {}
+"""By what happened: seconds until I/O flowed, each time that it did. Told with the figures."""
 
 
 class ManyPaths:
@@ -197,7 +200,7 @@ class Trial:
         async with asyncio.timeout(FLOWS_S_MAX):
             while not all(path.up and path.logins > before[path] for path in paths):
                 await asyncio.sleep(0.02)
-        FIGURES.append(f"logged in at another member after {time.monotonic() - began_s:.1f} s")
+        self.note("logged in at another member", began_s)
 
     async def flows(self, through: Iterable[str] | None = None, owners: Iterable[str] | None = None) -> None:
         """Return when blocks of each of these owners (by name; all) were written and read through each of these members
@@ -217,10 +220,20 @@ class Trial:
         await disk.write(place, data)
         assert await disk.read(place, 1) == data
 
-    async def recovery(self, what: str, began_s: float, over_s: float) -> None:
-        """Wait until I/O flows, and note how long that took. began_s, over_s: of the fault, by time.monotonic()."""
+    async def recovery(self, what: str, over_s: float) -> None:
+        """Wait until I/O flows everywhere, and note how long that took. over_s: when the fault was, by
+        time.monotonic()."""
         await self.flows()
-        now_s = time.monotonic()
-        FIGURES.append(
-            f"{what}: over after {over_s - began_s:.1f} s, I/O flows everywhere {now_s - over_s:.1f} s later"
-        )
+        self.note(what, over_s)
+
+    def note(self, what: str, since_s: float) -> None:
+        """I/O flows. since_s: since when it has not, by time.monotonic()."""
+        RECOVERIES.setdefault(f"{what}, {self.group.store}", []).append(time.monotonic() - since_s)
+
+
+def told_recoveries() -> list[str]:
+    """A line for each thing that happened, for people."""
+    return [
+        f"{what}: median {statistics.median(times):.1f} s, worst {max(times):.1f} s, {len(times)} rounds"
+        for what, times in sorted(RECOVERIES.items())
+    ]

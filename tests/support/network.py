@@ -87,9 +87,14 @@ class Network:
         words = ["neigh", "replace", self.address(destination), "lladdr", NOBODY, "dev", "eth0", "nud", "permanent"]
         _ip("-n", self._namespace(source), *words)
 
+    def pull(self, index: int) -> None:
+        """The cable of this one: nobody reaches it any more, nor it anybody."""
+        _ip("link", "set", self._cable(index), "down")
+
     def heal(self) -> None:
-        """All cables are whole again."""
+        """All cables are whole again, and in their places."""
         for index in range(self._count):
+            _ip("link", "set", self._cable(index), "up")
             _ip("-n", self._namespace(index), "neigh", "flush", "dev", "eth0", "nud", "permanent")
 
 
