@@ -44,11 +44,13 @@ class LoadFailed(Exception):
 
 
 def build() -> Path:
-    """The program, compiled when its source is newer."""
+    """The program, compiled when its source is newer; at no time is there half a program for another process to run."""
     if not PROGRAM.exists() or PROGRAM.stat().st_mtime < SOURCE.stat().st_mtime:
         PROGRAM.parent.mkdir(exist_ok=True)
-        flags = ["-O2", "-Wall", "-Wextra", "-o", str(PROGRAM)]
+        made = PROGRAM.with_suffix(f".{os.getpid()}")
+        flags = ["-O2", "-Wall", "-Wextra", "-o", str(made)]
         subprocess.run([find("gcc"), *flags, str(SOURCE), "-liscsi", "-lpthread"], check=True)
+        made.replace(PROGRAM)
     return PROGRAM
 
 

@@ -12,6 +12,7 @@ from tests.support.target import START_TIMEOUT_S, free_port, wait_for
 
 ADMIN_OFFSET = 20
 PEER_OFFSET = 40
+MEMBERS_USUAL = 3
 
 
 class Demo:
@@ -66,8 +67,9 @@ class Demo:
 
 
 def free_base_port() -> int:
-    """A base port for one member."""
-    return free_port(ADMIN_OFFSET, PEER_OFFSET)
+    """A base port for as many members as a demo starts unless told otherwise."""
+    offsets = [kind + index for kind in (0, ADMIN_OFFSET, PEER_OFFSET) for index in range(MEMBERS_USUAL)]
+    return free_port(*offsets[1:])
 
 
 def children(pid: int) -> set[int]:

@@ -5,12 +5,14 @@ Tests that hold for any good target take this handle, so that tgt can show that 
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import random
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Below the kernel's range for outgoing connections, so that none of those can take a port found free here.
-PORTS = range(20000, 32000)
+PORTS = range(10000, 32000)
 _port_candidates = itertools.cycle(random.Random(os.getpid()).sample(PORTS, len(PORTS)))
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 30
@@ -34,10 +36,37 @@ def is_free(port: int) -> bool:
         return True
 
 
+class Claims:
+    """Ports that processes on this machine have set aside, however long they take to listen on them.
+
+    The lock on byte N of a file that all share is the claim to port N; the kernel gives it back when its process ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def claim(self, port: int) -> bool:
+        """False when another process has it; this process may claim it again."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        except OSError:
+            return False
+        return True
+
+
+_claims = Claims(Path(tempfile.gettempdir()) / f"san-target-test-ports-{os.getuid()}")
+_in_rows: set[int] = set()  # ports given above another one: nobody listens on them as soon as on that
+
+
 def free_port(*offsets: int) -> int:
-    """A TCP port that nobody listens on, nor on those `offsets` above it; each call gives another one."""
+    """A TCP port of 127.0.0.1 that nobody has, nor those `offsets` above it; each call gives another one.
+
+    It stays free for this process: no other one that asks here gets it.
+    """
     for port in itertools.islice(_port_candidates, len(PORTS)):
-        if all(is_free(port + offset) for offset in (0, *offsets)):
+        row = [port + offset for offset in (0, *offsets)]
+        if _in_rows.isdisjoint(row) and all(_claims.claim(one) and is_free(one) for one in row):
+            _in_rows.update(row if offsets else ())
             return port
     raise RuntimeError(f"no free port in {PORTS}")
 
@@ -97,7 +126,7 @@ class Target(ABC):
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self.directory = directory
+        self.directory = directory.resolve()
         self.portal = f"127.0.0.1:{free_port()}"
         self.log_file = directory / f"{self.name}.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -143,7 +172,12 @@ class Target(ABC):
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment()
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.directory,
+                env=self._environment(),
             )
         wait_for(self._ready_or_dead, START_TIMEOUT_S, f"{self.name} serves; its log:\n{self.log}")
 

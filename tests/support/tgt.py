@@ -31,13 +31,15 @@ class Tgt(Target):
         return [find("tgtd"), "-f", "-C", self._control_port, "--iscsi", f"portal={self.portal}"]
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "TGT_IPC_SOCKET": str(self.directory / "tgt-control")}
+        # Of the working directory: the whole path may be longer than the name of a socket can be.
+        return {**os.environ, "TGT_IPC_SOCKET": "tgt-control"}
 
     def _admin(self, *arguments: str, check: bool = True) -> bool:
         done = subprocess.run(
             [find("tgtadm"), "-C", self._control_port, "--lld", "iscsi", *arguments],
             capture_output=True,
             text=True,
+            cwd=self.directory,
             env=self._environment(),
             timeout=30,
             check=False,

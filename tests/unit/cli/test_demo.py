@@ -19,6 +19,7 @@ import pytest
 
 from san_target.cli.demo import parse_volume
 from san_target.cli.demo_group import ADMIN_OFFSET, PEER_OFFSET, Plan, check_ports, held, ports_of, serve_command
+from tests.support.demo import free_base_port
 
 ROOT = Path(__file__).resolve().parents[3]
 # Runs the demo with the stand-in for `serve`.
@@ -32,24 +33,6 @@ demo_group.serve_command = lambda plan, index: [
 from san_target.cli.main import main
 main(["demo", *sys.argv[1:]])
 """
-
-
-MEMBERS_MOST = 3
-
-
-def free_base_port() -> int:
-    """A base port from which on the ports of MEMBERS_MOST members are free at this moment."""
-    for _ in range(50):
-        with socket.create_server(("127.0.0.1", 0)) as first:
-            base = int(first.getsockname()[1])
-        try:
-            for offset in (0, ADMIN_OFFSET, PEER_OFFSET):
-                for index in range(MEMBERS_MOST):
-                    socket.create_server(("127.0.0.1", base + offset + index)).close()
-        except (OSError, OverflowError):
-            continue
-        return base
-    raise AssertionError("no free ports")
 
 
 class Demos:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.demo import free_base_port
 from tests.support.target import wait_for
-from tests.unit.cli.test_demo import free_base_port
 
 PROGRAM = (sys.executable, "-m", "san_target.cli")
 TOKEN = "0123456789abcdef0123456789abcdef"

@@ -33,7 +33,7 @@ def test_it_works_on_uvloop(etcd: Etcd) -> None:
     async def body() -> None:
         store = store_on(etcd.port)
         await store.open()
-        watcher = Watcher(store, 1)
+        watcher = Watcher(store, (await store.range("")).revision + 1)
         at = await put(store, b"1")
         assert await watcher.until(at) == [at]
         await store.close()

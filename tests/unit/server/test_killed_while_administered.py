@@ -60,6 +60,17 @@ def administer(api: str, round_number: int, acknowledged: dict[str, bool]) -> No
                 return
 
 
+def settled(*processes: Process) -> list[dict[str, object]]:
+    """The volumes, once what was in the midst of being made or removed is done and all members say the same."""
+    for _ in range(600):
+        told = [httpx.get(f"{process.api}/api/v1/volumes", timeout=READY_S).json() for process in processes]
+        states = {volume["state"] for volumes in told for volume in volumes}
+        if states <= {"ready"} and len({len(volumes) for volumes in told}) == 1:
+            return list(told[0])
+        time.sleep(0.05)
+    raise AssertionError(f"not settled: {told}")
+
+
 @pytest.mark.slow
 def test_each_start_finds_whole_volumes_and_keeps_what_was_acknowledged(tmp_path: Path) -> None:
     pool = tmp_path / "pool"
@@ -74,8 +85,7 @@ def test_each_start_finds_whole_volumes_and_keeps_what_was_acknowledged(tmp_path
             working.result()
     assert sum(acknowledged.values()) >= ROUNDS
     process = Process(pool)
-    volumes = httpx.get(f"{process.api}/api/v1/volumes").json()
-    assert {volume["state"] for volume in volumes} <= {"ready"}
+    volumes = settled(process)
     names = {volume["name"] for volume in volumes}
     assert {name for name, exists in acknowledged.items() if exists} <= names
     assert not {name for name, exists in acknowledged.items() if not exists} & names
@@ -108,20 +118,6 @@ class Group:
     def stop(self) -> None:
         for process in self.processes.values():
             assert process.stop() == 0
-
-    def volumes(self, name: str) -> list[dict[str, object]]:
-        found = httpx.get(f"{self.processes[name].api}/api/v1/volumes", timeout=READY_S).json()
-        assert isinstance(found, list)
-        return found
-
-    def settled(self) -> list[dict[str, object]]:
-        """The volumes, once both members say the same of them, and that all is done."""
-        for _ in range(600):
-            mine, others = self.volumes("one"), self.volumes("two")
-            if {str(one["state"]) for one in mine + others} <= {"ready"} and len(mine) == len(others):
-                return mine
-            time.sleep(0.05)
-        raise AssertionError(f"not settled: {mine} {others}")
 
     def files(self, name: str, suffix: str) -> dict[str, int]:
         """Sizes by volume."""
@@ -163,7 +159,7 @@ def test_volumes_of_two_members_are_whole_at_both(tmp_path: Path, victim: str) -
             group.start_again(victim)
             stop.set()
             working.result()
-    volumes = group.settled()
+    volumes = settled(*group.processes.values())
     sizes = {str(volume["id"]): volume["size_bytes"] for volume in volumes}
     for name in NAMES:
         assert group.files(name, "blocks").keys() == group.files(name, "held").keys() == sizes.keys()
