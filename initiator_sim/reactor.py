@@ -48,8 +48,9 @@ class Reactor:
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.receive_buffer = memoryview(bytearray(RECEIVE_BYTES + OWN_BUFFER_BYTES))
-        self.connections: set[Connection] = set()
-        self._ticking: set[Ticking] = set()
+        # In the order they came, so that a simulated run can be repeated.
+        self.connections: dict[Connection, None] = {}
+        self._ticking: dict[Ticking, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def now(self) -> float:
@@ -62,12 +63,12 @@ class Reactor:
 
     def add_ticking(self, one: Ticking) -> None:
         """Call one.tick(now) every TICK_S from now on."""
-        self._ticking.add(one)
+        self._ticking[one] = None
         if self._timer is None:
             self._timer = self.loop.call_later(TICK_S, self._tick)
 
     def remove_ticking(self, one: Ticking) -> None:
-        self._ticking.discard(one)
+        self._ticking.pop(one, None)
         if not self._ticking and self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -120,7 +121,7 @@ class Connection:
         self._flush_planned = False
         self.handler = handler
         self.framer = Framer(LOGIN_SEGMENT_BYTES)
-        reactor.connections.add(self)
+        reactor.connections[self] = None
         reactor.add_ticking(self)
         self._loop.add_reader(sock, self._readable)
 
@@ -233,6 +234,6 @@ class Connection:
         self._loop.remove_writer(self._socket)
         self._socket.close()
         self._unsent.clear()
-        self._reactor.connections.discard(self)
+        self._reactor.connections.pop(self, None)
         self._reactor.remove_ticking(self)
         self.handler.closed(error)

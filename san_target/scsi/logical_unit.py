@@ -60,7 +60,7 @@ class SanitizeProgress(Protocol):
 
 
 class LogicalUnit:
-    """device: the blocks. identity: the names. nexuses: the sessions attached now.
+    """device: the blocks. identity: the names. nexuses: the sessions attached now, in the order they came.
 
     parameters   the mode parameters in force (WCE, D_SENSE, SWP)
     limits       what one command may ask for (VPD page B0h)
@@ -93,7 +93,7 @@ class LogicalUnit:
         self.operations: Operations = operations_for(self.limits.atomic_blocks)
         self._with_service_action = frozenset(key[0] for key in self.operations if key[1] is not None)
         self.parameters: ModeParameters = mode.defaults(write_through)
-        self.nexuses: set[Nexus] = set()
+        self.nexuses: dict[Nexus, None] = {}
         self.preventing: set[Nexus] = set()
         self.stopped = False
         self.ejected = False
@@ -110,7 +110,7 @@ class LogicalUnit:
 
     def attach(self, nexus: "Nexus", moved: bool = False) -> None:
         """A session began. It owes a unit attention, unless it only moved here from another member (SAM-5 5.14.6)."""
-        self.nexuses.add(nexus)
+        self.nexuses[nexus] = None
         port = (nexus.initiator_port, nexus.target_port)
         seen_before = port in self._known_ports
         self._known_ports[port] = None
@@ -125,7 +125,7 @@ class LogicalUnit:
         """A session ended: from now on nothing of its nexus is executed."""
         nexus.fenced = True
         self._forget(nexus)
-        self.nexuses.discard(nexus)
+        self.nexuses.pop(nexus, None)
         self.refresh(nexus)
 
     def nexus_lost(self, nexus: "Nexus") -> None:
