@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.guest.machine import Guest, NoImages, images
 from tests.support.group import Group, running
+from tests.support.group_store import chosen_store
 from tests.support.group_trial import FIGURES, told_recoveries
 from tests.support.member import Member
 from tests.support.target import Target
@@ -100,8 +102,10 @@ def new_member(tmp_path: Path, small_disk: object, ext4_disk: object) -> Iterato
 
 @pytest.fixture(scope="session")
 def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
-    """Three running members that share a SQLite store, for all tests that leave them as they are."""
-    with running(Group(tmp_path_factory.mktemp("group"))) as group:
+    """Three running members, for all tests that leave them as they are."""
+    directory = tmp_path_factory.mktemp("group")
+    with ExitStack() as stack:
+        group = stack.enter_context(running(Group(directory, store_url=chosen_store(stack, directory))))
         group.wait_until_active()
         yield group
 

@@ -12,13 +12,12 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
-from tests.support.etcd import EtcdCluster
 from tests.support.floating_portal import FloatingPortal
 from tests.support.group import Group, running
+from tests.support.group_store import OVER_ETCD, STORE, chosen_store
 from tests.support.group_trial import Trial
 from tests.support.network import Network, needs_root
 
@@ -28,29 +27,13 @@ ROUNDS = int(os.environ.get("SAN_TARGET_GROUP_ROUNDS", "1"))
 STOP_S = float(os.environ.get("SAN_TARGET_STOP_S", "6"))
 CUT_S = float(os.environ.get("SAN_TARGET_CUT_S", "5"))
 SEED = int(os.environ.get("SAN_TARGET_SEED", random.randrange(1 << 32)))
-OVER_ETCD = os.environ.get("SAN_TARGET_GROUP_STORE", "sqlite") == "etcd"
-STORE = 3
-"""Where the etcd is in the network; a SQLite store is a file, which cannot be cut off."""
-
-
-def store_on(stack: ExitStack, directory: Path, network: Network | None = None) -> str | None:
-    """The URL of a store of the kind that was chosen, until the stack ends; None: the group's own."""
-    if not OVER_ETCD:
-        return None
-    if network is None:
-        cluster = EtcdCluster(directory / "etcd")
-    else:
-        cluster = EtcdCluster(directory / "etcd", address=network.address(STORE), prefix=network.prefix(STORE))
-    stack.callback(cluster.kill)
-    cluster.start()
-    return cluster.url
 
 
 @pytest.fixture(scope="module")
 def members(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
     directory = tmp_path_factory.mktemp("group")
     with ExitStack() as stack:
-        yield stack.enter_context(running(Group(directory, store_url=store_on(stack, directory))))
+        yield stack.enter_context(running(Group(directory, store_url=chosen_store(stack, directory))))
 
 
 @pytest.fixture
@@ -65,7 +48,7 @@ def cut_members(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
     directory = tmp_path_factory.mktemp("network")
     with ExitStack() as stack:
         network = stack.enter_context(Network(STORE + OVER_ETCD))
-        url = store_on(stack, directory, network)
+        url = chosen_store(stack, directory, network)
         yield stack.enter_context(running(Group(directory, store_url=url, network=network)))
 
 
