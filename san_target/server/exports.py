@@ -103,6 +103,10 @@ class Exports:
         """Why the store cannot be followed now, or ""."""
         return self._follower.problem
 
+    def records(self) -> list[VolumeRecord]:
+        """Of all volumes, by name, as the store said last; those being deleted too."""
+        return sorted(self._known.records.values(), key=lambda record: record.name)
+
     def record(self, volume_id: str) -> VolumeRecord | None:
         return self._known.records.get(volume_id)
 

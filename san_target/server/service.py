@@ -16,6 +16,7 @@ from san_target.group.volume_size import shown_blocks, shown_bytes
 from san_target.group.volumes import DELETING
 from san_target.server.drain_service import Drains
 from san_target.server.group_sessions import OtherPortals
+from san_target.server.last_known import OLD, LastKnown
 from san_target.server.migration_service import ShownMigrations
 from san_target.server.shown_members import ShownMembers, pool_state
 from san_target.server.volume_requests import VolumeRequests
@@ -40,7 +41,8 @@ class Service:
 
     def __init__(self, member: "Member") -> None:
         self._member = member
-        self._members = ShownMembers(member)
+        self._last_known = LastKnown(member)
+        self._members = ShownMembers(member, self._last_known)
         self._requests = VolumeRequests(member)
         self._migrations = ShownMigrations(member)
         self._drains = Drains(member)
@@ -49,9 +51,12 @@ class Service:
 
     async def group_status(self) -> values.GroupStatus:
         group = self._member.exports.group
-        members = await self.members()
-        volumes = await self._member.volumes.all()
         reasons = self._reasons()
+        members, old = await self._members.all(reasons)
+        volumes, old_too = await self._last_known.volumes()
+        if old or old_too:
+            known = self._member.exports.store_problem in reasons
+            reasons += [OLD] if known else [self._last_known.problem, OLD]
         reasons += [f"member {one.name} is {one.state}" for one in members if one.state in ("unreachable", "removing")]
         return values.GroupStatus(
             id=group.id,
@@ -71,7 +76,7 @@ class Service:
         )
 
     async def members(self) -> tuple[values.Member, ...]:
-        return await self._members.all(self._reasons())
+        return (await self._members.all(self._reasons()))[0]
 
     async def member(self, name: str) -> values.Member:
         return await self._members.one(name, self._reasons())
@@ -105,14 +110,13 @@ class Service:
         sessions: dict[str, list[values.Session]] = {}
         for session in gathered.sessions:
             sessions.setdefault(session.volume, []).append(session)
-        return tuple(
-            self._volume(record, sessions.get(record.name, ()), gathered) for record in await self._member.volumes.all()
-        )
+        records, old = await self._last_known.volumes()
+        return tuple(self._volume(record, sessions.get(record.name, ()), gathered, old) for record in records)
 
     async def volume(self, name: str) -> values.Volume:
-        record = await self._member.volumes.named(name)
+        record, old = await self._last_known.volume(name)
         gathered = await self._member.group_sessions.all()
-        return self._volume(record, [one for one in gathered.sessions if one.volume == name], gathered)
+        return self._volume(record, [one for one in gathered.sessions if one.volume == name], gathered, old)
 
     async def create_volume(self, spec: values.VolumeSpec) -> values.Volume:
         await self._requests.create(spec)
@@ -149,7 +153,7 @@ class Service:
             )
 
     async def volume_map(self, name: str, from_lba: int = 0) -> tuple[values.MapEntry, ...]:
-        record = await self._member.volumes.named(name)
+        record, _old = await self._last_known.volume(name)
         stored_map = self._member.exports.stored_map(record.id)
         if stored_map is None or record.state == DELETING or from_lba >= shown_blocks(record):
             return ()
@@ -170,7 +174,7 @@ class Service:
         )
 
     def _volume(
-        self, record: "VolumeRecord", sessions: Sequence[values.Session], gathered: "Gathered"
+        self, record: "VolumeRecord", sessions: Sequence[values.Session], gathered: "Gathered", old: str
     ) -> values.Volume:
         export = self._member.exports.by_id.get(record.id)
         state, reason = volume_state(record, export)
@@ -194,7 +198,7 @@ class Service:
             removable=record.removable,
             multipath=record.multipath,
             state=state,
-            reason="; ".join(filter(None, (reason, *problems))),
+            reason="; ".join(filter(None, (reason, *problems, old))),
             allocated_bytes=export.allocated_bytes() if export else 0,
         )
 

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Literal
 import san_target
 from san_target.admin import service as values
 from san_target.group.errors import NotFound
-from san_target.group.members import MemberView, view_of
-from san_target.group.membership import LEASES_PREFIX, member_records
-from san_target.metadata.schema import LeaseRecord, decode
+from san_target.group.members import MemberView
+from san_target.server.last_known import LastKnown
 from san_target.server.local_sessions import utc
 
 if TYPE_CHECKING:
@@ -27,27 +26,29 @@ REASONS = {
 class ShownMembers:
     """reasons: what is not as it should be with this member, though it serves."""
 
-    def __init__(self, member: "Member") -> None:
+    def __init__(self, member: "Member", last_known: LastKnown) -> None:
         self._member = member
+        self._last_known = last_known
 
-    async def all(self, reasons: list[str]) -> tuple[values.Member, ...]:
-        """By name, as the store says now. StoreError."""
-        store = self._member.store
-        leases = [decode(LeaseRecord, item.value, item.key) for item in (await store.range(LEASES_PREFIX)).items]
-        alive = {lease.name: lease.incarnation for lease in leases}
-        views = [view_of(record, alive.get(record.name)) for record in await member_records(store)]
-        return tuple(
-            self._self(view, reasons)
+    async def all(self, reasons: list[str]) -> tuple[tuple[values.Member, ...], str]:
+        """By name, and what is to be said of all of them."""
+        views, old = await self._last_known.members()
+        mine = [*reasons, old] if old else reasons
+        shown = (
+            self._self(view, mine)
             if view.name == self._member.name
-            else shown_other(view, self._volumes_at(view.name))
+            else shown_other(view, self._volumes_at(view.name), old)
             for view in views
         )
+        return tuple(shown), old
 
     async def one(self, name: str, reasons: list[str]) -> values.Member:
-        for member in await self.all(reasons):
+        members, old = await self.all(reasons)
+        for member in members:
             if member.name == name:
                 return member
-        raise NotFound(f"there is no member {name!r}; `member list` shows all")
+        said = f"; {old}" if old else ""
+        raise NotFound(f"there is no member {name!r}; `member list` shows all{said}")
 
     def _self(self, view: MemberView, reasons: list[str]) -> values.Member:
         member, sessions = self._member, self._member.local_sessions.all()
@@ -92,8 +93,8 @@ class ShownMembers:
         )
 
 
-def shown_other(view: MemberView, volumes: int) -> values.Member:
-    """Another member, by what it has told of itself."""
+def shown_other(view: MemberView, volumes: int, old: str) -> values.Member:
+    """Another member, by what it has told of itself. old: what is to be said of that, or ""."""
     is_here = view.state not in ("removed", "unreachable")
     return values.Member(
         name=view.name,
@@ -110,7 +111,7 @@ def shown_other(view: MemberView, volumes: int) -> values.Member:
             free_bytes=view.free_bytes if is_here else 0,
             state=pool_state(view.capacity_bytes, view.free_bytes)[0] if is_here and view.capacity_bytes else "ok",
         ),
-        reason=REASONS.get(view.state, ""),
+        reason="; ".join(filter(None, (REASONS.get(view.state, ""), old))),
     )
 
 

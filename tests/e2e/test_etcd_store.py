@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from san_target.server.last_known import OLD
 from tests.support.etcd import Etcd
 from tests.support.member import Member
 from tests.support.raw_initiator import RawInitiator, read16, write16
@@ -61,6 +62,16 @@ def test_a_volume_survives_the_member_and_the_member_survives_its_etcd(
     assert refused.returncode == 1
     assert f"{etcd.host}: Connection refused" in refused.stderr
     wait_for(lambda: "Connection refused" in health(member), 60, "the member says that its etcd is away")
+    # Who looks is shown what is known, and told that it may be old.
+    assert [(one["name"], one["state"], one["reason"]) for one in member.json("volume", "list")] == [
+        ("disk", "ready", OLD)
+    ]
+    assert member.json("volume", "show", "disk")["reason"] == OLD
+    assert [(one["name"], one["state"]) for one in member.json("member", "list")] == [("m0", "active")]
+    status = member.json("group", "status")
+    assert (status["state"], status["volumes"]) == ("degraded", 1)
+    assert OLD in status["reasons"]
+    assert any("Connection refused" in reason for reason in status["reasons"])
     etcd.start()
     etcd.wait_until_healthy()
     wait_for(lambda: member.command("volume", "create", "later", "--size", "64M").returncode == 0, 60, "etcd is back")
