@@ -42,14 +42,15 @@ class MovingVolume(Protocol):
 async def clear_moved(moving: MovingVolume, member_name: str) -> None:
     """Clear away blocks that the map gives to others by now, and forget them. VolumeError, PoolError.
 
-    Under their lock, and only what is still recorded as then: so this never reaches blocks that have come back.
+    Under their lock, and only what is still recorded as then: so this never reaches blocks that have come back. Nor a
+    piece whose commit is in doubt at its source: it is cleared away when it was handed over.
     """
     volume = moving.volume
     for piece in gone(moving, member_name) if volume is not None else ():
 
         def check(piece: HeldRange = piece) -> None:
             if piece not in gone(moving, member_name, piece.start_lba, piece.end_lba):
-                raise Overtaken("the blocks are another's no more")
+                raise Overtaken("the blocks are another's no more, or still in doubt")
 
         if volume is None:
             return
@@ -65,6 +66,7 @@ async def clear_moved(moving: MovingVolume, member_name: str) -> None:
 def gone(moving: MovingVolume, member_name: str, low: int = 0, high: int | None = None) -> list[HeldRange]:
     """What is held here of [low, high), complete, though the map gives it to others by a later decision."""
     snapshot = moving.map_now
+    mirror = None if moving.volume is None else moving.volume.mirror
     high = snapshot.blocks if high is None else min(high, snapshot.blocks)
     found = []
     for known in overlapping(moving.held, low, high):
@@ -74,5 +76,7 @@ def gone(moving: MovingVolume, member_name: str, low: int = 0, high: int | None 
             is_others = bool(placement.owner) and member_name not in placement.holders
             if known.state == HELD and is_others and placement.generation > known.generation:
                 low_lba, high_lba = max(start, known.start_lba), min(end, known.end_lba)
+                if mirror is not None and mirror.start < high_lba and low_lba < mirror.end:
+                    continue
                 found.append(HeldRange(low_lba, high_lba, known.generation))
     return found

@@ -191,17 +191,19 @@ class LocalBlocks:
         function: Callable[[*Arguments], T],
         *arguments: *Arguments,
         data: "Buffer | None" = None,
+        is_served: bool = True,
     ) -> T:
         """Run in a thread, and release the lock when it has ended, however that was.
 
         changes: the job, if it succeeds, may leave data that a flush has to care for. data: what all the blocks locked
-        hold afterwards, where that is known.
+        hold afterwards, where that is known. is_served: it is a request for blocks of this member's, which whoever they
+        are moving to must hear of.
         """
         start = self._threads.start_slow if slow else self._threads.start
         mirror = self.mirror
         future: asyncio.Future[T]
         try:
-            if mirror is not None and lock.exclusive and mirror.wants(lock.start, lock.end):
+            if mirror is not None and is_served and lock.exclusive and mirror.wants(lock.start, lock.end):
                 both = self._both(mirror, lock, data, start, function, *arguments)
                 future = asyncio.get_running_loop().create_task(both)
             else:
@@ -403,7 +405,7 @@ class LocalBlocks:
         """Deallocate blocks that are not served here."""
         lock = await self._lock(lba, blocks, True, served=False)
         offset, length = lba * self.block_size, blocks * self.block_size
-        await self._job(lock, True, not durable, clear, self._file, offset, length, durable)
+        await self._job(lock, True, not durable, clear, self._file, offset, length, durable, is_served=False)
 
     @property
     def file(self) -> "BlocksFile":

@@ -140,6 +140,34 @@ def test_a_commit_without_an_answer(tmp_path: Path, fate: Commit) -> None:
     run(body)
 
 
+def test_what_is_in_doubt_is_not_cleared_away(tmp_path: Path) -> None:
+    async def body() -> None:  # [1, 5]
+        async with loaded(tmp_path) as (made, load):
+            store: Any = made.members["m1"].store
+            get, away = store.get, [True]
+
+            async def no_answer(key: str) -> Any:
+                if away[0] and key.startswith("migrations/"):
+                    raise StoreUnavailable("no answer")
+                return await get(key)
+
+            (started,) = await made.services["m1"].start_migrations(MigrationRequest(volume="disk", to="m2"))
+            on_commit(made, "m1", applied_but_unanswered)
+            await until_phase(made, started.id, "copying")
+            store.get = no_answer
+            await until_phase(made, started.id, "in_doubt")
+            export = next(iter(made.members["m1"].exports.by_id.values()))
+            while export.map_now.find(0).owner != "m2":  # the watch tells what the store does not answer
+                await asyncio.sleep(0.01)
+            for _ in range(3):
+                await made.members["m1"].life.migrations._settle(export)
+            away[0] = False
+            await finished(made, [started.id])
+            assert load.count > 0
+
+    run(body)
+
+
 def test_initiators_do_not_wait_for_a_store_that_is_away(tmp_path: Path) -> None:
     async def body() -> None:  # [10]
         async with loaded(tmp_path) as (made, load):
