@@ -64,6 +64,11 @@ class Outcome:
     seconds: float = 0.0
 
 
+def _port(volume_id: str, initiator_name: str, isid: bytes) -> tuple[str, str, bytes]:
+    """By what one is known again that comes back: an initiator that takes a new ISID at each login, by its name."""
+    return volume_id, initiator_name, b"" if is_random(isid) else isid
+
+
 class SessionMoves:
     """moved, failed, disobeyed: counts."""
 
@@ -208,14 +213,17 @@ class SessionMoves:
     def _remember(self, session: "Session", moved: "Moved", now_s: float) -> None:
         if session.target is None:
             return
-        key = session.target.unit.identity.volume_id, session.initiator_name, session.isid
+        key = _port(session.target.unit.identity.volume_id, session.initiator_name, session.isid)
         self._left[key] = moved, now_s
         if len(self._left) > REMEMBERED_MAX:
             del self._left[next(iter(self._left))]
 
     def take_left(self, volume_id: str, initiator_name: str, isid: bytes) -> "Moved | None":
-        """How this nexus left, if it was asked to go elsewhere a moment ago."""
-        found = self._left.pop((volume_id, initiator_name, isid), None)
+        """How this nexus left, if it was asked to go elsewhere a moment ago.
+
+        Where the ISID is a random one, that is the next login of the initiator with such an ISID.
+        """
+        found = self._left.pop(_port(volume_id, initiator_name, isid), None)
         if found is None or self._member.environment.now_s() - found[1] > REMEMBERED_S:
             return None
         return found[0]

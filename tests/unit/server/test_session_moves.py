@@ -21,7 +21,7 @@ async def session_id(made: Group) -> str:
     return only.id
 
 
-async def follow(made: Group, initiator: Initiator, to: str, logs_out: bool = True) -> Initiator:
+async def follow(made: Group, initiator: Initiator, to: str, logs_out: bool = True, isid: bytes = ISID) -> Initiator:
     """Do as an initiator does that is asked to go: log out, and go back to its portal; it is sent on from there."""
     events = [await initiator.receive() for _ in range(2)]
     assert [(header.opcode, header.async_event) for header, _ in events] == [
@@ -32,7 +32,7 @@ async def follow(made: Group, initiator: Initiator, to: str, logs_out: bool = Tr
     if logs_out:
         await initiator.logout()
     assert await initiator.ended()
-    return await arrive(made, to)
+    return await arrive(made, to, isid)
 
 
 async def arrive(made: Group, to: str, isid: bytes = ISID) -> Initiator:
@@ -63,6 +63,28 @@ def test_a_nexus_that_only_moved_is_owed_nothing(tmp_path: Path) -> None:
                 # TEST UNIT READY: GOOD at once, no unit attention.
                 assert (await initiator.command(bytes(6)))[0] == 0
             assert made.services["one"].counters().sessions_moved == 2
+
+    run(scenario)
+
+
+def random_isid(number: int) -> bytes:
+    return bytes((0x80, 0, 0, 0, 0, number))
+
+
+def test_nor_is_one_that_takes_another_isid_at_each_login(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with group(tmp_path, "one", "two", "three") as made:
+            initiator = await made.log_in("one", isid=random_isid(1))
+            for number, to in enumerate(("two", "three", "one"), 2):
+                moving = asyncio.create_task(made.services["three"].move_session(await session_id(made), to))
+                initiator = await follow(made, initiator, to, isid=random_isid(number))
+                await moving
+                assert (await initiator.command(bytes(6)))[0] == 0
+            # One that was not asked to go is a new one.
+            await initiator.logout()
+            initiator = await made.log_in("one", isid=random_isid(9), ready=False)
+            status, data = await initiator.command(bytes(6))
+            assert (status, data[2 + 12 : 2 + 14]) == (2, bytes((0x29, 0x00)))
 
     run(scenario)
 
