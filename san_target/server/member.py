@@ -63,9 +63,12 @@ class Member:
     """
 
     def __init__(self, config: MemberConfig, environment: Environment | None = None) -> None:
-        """Raises ConfigError if there is no name, or a secret file cannot be used."""
+        """Raises ConfigError if there is no name, or a file with a secret or a certificate cannot be used."""
         self.config = config
         self.environment = environment or Environment()
+        peer_tls = configuration.peer_tls(config)
+        if peer_tls is not None:
+            self.environment.peer_tls = peer_tls
         self.name = configuration.member_name(config, self.environment.host_name())
         self.state: Literal["starting", "active", "stopping"] = "starting"
         self.since_s = self.environment.wall_clock_s()
