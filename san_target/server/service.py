@@ -57,6 +57,9 @@ class Service:
         if old or old_too:
             known = self._member.exports.store_problem in reasons
             reasons += [OLD] if known else [self._last_known.problem, OLD]
+        gathered = await self._member.group_sessions.all()
+        told = [f"volume {volume}: {one}" for volume, problems in gathered.problems.items() for one in problems]
+        reasons += [one for one in told if one not in reasons]
         reasons += [f"member {one.name} is {one.state}" for one in members if one.state in ("unreachable", "removing")]
         return values.GroupStatus(
             id=group.id,
@@ -68,7 +71,7 @@ class Service:
             store=self._member.config.store_url,
             members=members,
             volumes=len(volumes),
-            sessions=len((await self._member.group_sessions.all()).sessions),
+            sessions=len(gathered.sessions),
             size_bytes=sum(record.size_bytes for record in volumes),
             allocated_bytes=sum(member.pool.allocated_bytes for member in members),
             capacity_bytes=sum(member.pool.capacity_bytes for member in members),

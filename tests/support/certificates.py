@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,3 +43,9 @@ class Authority:
         signer = ["-CA", self.certificate, "-CAkey", self._key, "-CAcreateserial"]
         run(["openssl", "x509", "-req", "-days", "2", "-in", request, *signer, "-out", path, "-extfile", extensions])
         return Certificate(path, key)
+
+    def context(self, client: Certificate) -> ssl.SSLContext:
+        """For a client that trusts this authority, and shows that certificate."""
+        context = ssl.create_default_context(cafile=str(self.certificate))
+        context.load_cert_chain(client.certificate, client.key)
+        return context

@@ -53,9 +53,13 @@ class Result(NamedTuple):
 class RawInitiator:
     """One connection; `events` collects the codes of asynchronous messages. Blocking calls take `timeout_s` at most."""
 
-    def __init__(self, portal: str, timeout_s: float = 30.0, receive_buffer_bytes: int | None = None) -> None:
+    def __init__(
+        self, portal: str, timeout_s: float = 30.0, receive_buffer_bytes: int | None = None, source: str = ""
+    ) -> None:
+        """source: the address that it comes from."""
         host, _, port = portal.rpartition(":")
         self.socket = socket.socket()
+        self.socket.bind((source, 0))
         if receive_buffer_bytes is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         self.socket.settimeout(timeout_s)

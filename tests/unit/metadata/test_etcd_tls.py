@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -140,7 +139,7 @@ def test_a_certificate_and_the_key_of_another(strict: Etcd, authority: Authority
 def test_users_with_certificates_and_passwords(authority: Authority, client: Certificate, tmp_path: Path) -> None:
     """The user is the certificate's name, unless the URL has another with its password."""
     etcd = Etcd(tmp_path, scheme="https")
-    etcd.tls = client_context(authority, client)
+    etcd.tls = authority.context(client)
     password = tmp_path / "password"
     password.write_text("secret")
     files = {"ca": authority.certificate, "cert": client.certificate, "key": client.key}
@@ -162,9 +161,3 @@ def test_users_with_certificates_and_passwords(authority: Authority, client: Cer
         run(body)
     finally:
         etcd.kill()
-
-
-def client_context(authority: Authority, client: Certificate) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(authority.certificate))
-    context.load_cert_chain(client.certificate, client.key)
-    return context
