@@ -111,7 +111,7 @@ FLAG_RETRY: Final = 0x02
 """Sent before under the same request id, and may have been executed then."""
 
 
-class Request(msgspec.Struct):
+class Request(msgspec.Struct, gc=False):
     """One request.
 
     volume_id       the 16 bytes of the volume's id, NO_VOLUME where none is concerned
@@ -141,7 +141,7 @@ class Request(msgspec.Struct):
     acknowledged: int = 0
 
 
-class Answer(msgspec.Struct):
+class Answer(msgspec.Struct, gc=False):
     """One answer. detail: see `Status`. tick: the owner's, filled in when it is sent."""
 
     request_id: int

@@ -51,6 +51,7 @@ SILENT_LOOKS_MAX: Final = 6
 TICKS_KEPT: Final = 16
 WAITING_MAX: Final = 1024  # requests for credit, in each lane
 COPIED_BYTES_MAX: Final = 16384  # a view of this size is copied; a longer one is worth a system call of its own
+REQUESTS_PER_FLUSH: Final = 8  # of one turn: then the other member works on them while this one goes on
 CONTROL_ANSWER_BYTES: Final = 65536
 
 LinkState = Literal["connecting", "up", "waiting", "stopped"]
@@ -102,6 +103,7 @@ class PeerLink:
         "_scheduled",
         "_spare",
         "_task",
+        "_tick_s",
         "_ticks",
         "_up",
         "_waiting",
@@ -136,6 +138,7 @@ class PeerLink:
         self.reason = "connecting"
         self.tick = 0
         self._ticks: deque[tuple[float, int]] = deque(maxlen=TICKS_KEPT)
+        self._tick_s = math.inf  # when the newest was heard
         self.fenced = False
         self.losses = 0
         self.requests_sent = 0
@@ -207,7 +210,9 @@ class PeerLink:
                 outgoing.append(payload)
                 self.flush()
                 return
-        if not self._scheduled:
+        if len(self._queued) >= REQUESTS_PER_FLUSH:
+            self.flush()
+        elif not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._turn_ends)
 
@@ -323,11 +328,14 @@ class PeerLink:
 
     def _note_tick(self, tick: int) -> None:
         self.tick = tick
-        self._ticks.append((self._network.now_s(), tick))
+        self._tick_s = self._network.now_s()
+        self._ticks.append((self._tick_s, tick))
 
     def tick_at(self, moment_s: float) -> int:
         """The newest tick that had been heard at that moment, by `now_s`: what a request is stamped with whose
         initiator was heard then. 0: none that is remembered."""
+        if self._tick_s <= moment_s:
+            return self.tick
         for heard_s, tick in reversed(self._ticks):
             if heard_s <= moment_s:
                 return tick

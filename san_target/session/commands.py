@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from san_target.scsi.command import CHECK_CONDITION, GOOD, HEAD_OF_QUEUE, ORDERED, OUTCOME_GOOD, Command, Outcome
+from san_target.scsi.command import HEAD_OF_QUEUE, ORDERED, OUTCOME_GOOD, Command, Outcome
 from san_target.scsi.hot import decode_read_write
 from san_target.scsi.logical_unit import execute_without_unit
 from san_target.scsi.sense import CheckCondition, Condition
@@ -141,7 +141,7 @@ class Commands(Responses):
             if self.viewed:
                 self.host.flush()
             if not device.try_write(lba, blocks, pdu.data):
-                self._go_on(header, pdu)
+                self._go_on(header, pdu, is_write)
                 return True
             counters.writes += 1
             counters.bytes_written += expected
@@ -156,7 +156,7 @@ class Commands(Responses):
                     return False
                 if not device.try_read_into(lba, blocks, into):
                     self.host.arena.give_back(expected)
-                    self._go_on(header, pdu)
+                    self._go_on(header, pdu, is_write)
                     return True
             counters.reads += 1
             counters.bytes_read += expected
@@ -196,14 +196,22 @@ class Commands(Responses):
         self.host.flush()
         return self.host.arena.take(size_bytes)
 
-    def _go_on(self, header: RawHeader, pdu: "Pdu") -> None:
+    def _go_on(self, header: RawHeader, pdu: "Pdu", is_write: bool) -> None:
         """With a command that could not be served at once. (`try_write` may have locked the range for exactly this
         write: it must go on, and not be tried again.)"""
-        self.exp_cmd_sn = header[7] + 1 & 0xFFFFFFFF
-        task = self._new_task(header, pdu)
+        _, flags, _, _, _, itt, expected, cmd_sn, _, cdb = header
+        self.exp_cmd_sn = cmd_sn + 1 & 0xFFFFFFFF
+        command = Command(self._nexus, cdb, pdu.keep() if is_write else b"", 0, flags & 0x07)
+        task = Task(command, itt, 0, False)
+        if is_write:
+            command.data_out_expected = task.write_expected = task.write_wanted = expected
+        else:
+            command.data_out_expected = 0
+            task.read_expected = task.read_bytes = expected
+        self.tasks[itt] = task
+        self._counters.commands += 1
         task.skip_now = True
-        task.command.data_out = pdu.keep()
-        self._execute(task)
+        self._begin(task)
 
     # --- SCSI Command and Data-Out --------------------------------------------------------------------------------
 
@@ -260,7 +268,7 @@ class Commands(Responses):
         assert session.nexus is not None
         lun = pdus.lun_to_int(lun_field.to_bytes(8, "big")) if lun_field else 0
         bidirectional_read = 0
-        for additional in parse_ahs(pdu.ahs):
+        for additional in parse_ahs(pdu.ahs) if pdu.ahs else ():
             if isinstance(additional, ExtendedCdb):
                 cdb += additional.cdb_tail
             else:
@@ -387,6 +395,13 @@ class Commands(Responses):
         if outcome is not None:
             self._finish(task, outcome)
             return
+        self._begin(task)
+
+    def _begin(self, task: Task) -> None:
+        """Give the command to the logical unit, which will take its time."""
+        session, command = self.session, task.command
+        assert session is not None
+        assert session.target is not None
         command.heard_s = self.heard_s
         command.hear_again = self.hear_again
         task.executing = True
@@ -395,7 +410,7 @@ class Commands(Responses):
         if command.attribute == ORDERED:
             self._ordered_executing = True
             self.refresh_hot()
-        if not target.unit.start(command, partial(self._begun_ended, task)):
+        if not session.target.unit.start(command, partial(self._begun_ended, task)):
             self.host.spawn(self._run(task))
 
     def _begun_ended(self, task: Task, data: "Buffer | None", resume: "Resume | None") -> None:
@@ -451,7 +466,7 @@ class Commands(Responses):
             return
         self._forget(task)
         self.respond(task, outcome)
-        self._count(task, outcome)
+        self._counters.count(task, outcome)
         task.ended()
         if self.answers >= ANSWERS_PER_FLUSH:
             self.host.flush()
@@ -481,15 +496,3 @@ class Commands(Responses):
                 self._end(task)
         self.start_waiting()
         self.refresh_hot()
-
-    def _count(self, task: Task, outcome: Outcome) -> None:
-        assert self.session is not None
-        counters = self.session.counters
-        if outcome.status != GOOD:
-            counters.errors += outcome.status == CHECK_CONDITION
-        elif task.write_expected:
-            counters.writes += 1
-            counters.bytes_written += min(task.write_wanted, task.write_expected)
-        elif task.read_expected:
-            counters.reads += 1
-            counters.bytes_read += min(len(memoryview(outcome.data_in)), task.read_expected)

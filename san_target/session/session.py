@@ -2,11 +2,15 @@
 
 from typing import TYPE_CHECKING
 
+from san_target.scsi.command import CHECK_CONDITION, GOOD
+
 if TYPE_CHECKING:
+    from san_target.scsi.command import Outcome
     from san_target.scsi.nexus import Nexus
     from san_target.session.connection import Connection
     from san_target.session.parameters import Parameters
     from san_target.session.target import Target
+    from san_target.session.tasks import Task
 
 
 class Counters:
@@ -22,6 +26,17 @@ class Counters:
         self.bytes_written = 0
         self.errors = 0
         self.rejects = 0
+
+    def count(self, task: "Task", outcome: "Outcome") -> None:
+        """A command that has ended, as it was answered."""
+        if outcome.status != GOOD:
+            self.errors += outcome.status == CHECK_CONDITION
+        elif task.write_expected:
+            self.writes += 1
+            self.bytes_written += min(task.write_wanted, task.write_expected)
+        elif task.read_expected:
+            self.reads += 1
+            self.bytes_read += min(memoryview(outcome.data_in).nbytes, task.read_expected)
 
 
 class PortalCounters:

@@ -57,6 +57,8 @@ class Task:
 
     def ended(self) -> None:
         """Tell everyone who waits for this task."""
+        if not self.waiters:
+            return
         waiters, self.waiters = self.waiters, []
         for barrier in waiters:
             barrier.one_ended()

@@ -114,38 +114,24 @@ class Forwarder:
             origin.heard_s = await origin.hear_again()
         raise failure(answer, owner, operation, lba)
 
-    def start(
-        self,
-        segment: "Segment",
-        operation: Operation,
-        payload: bytes,
-        answer_bytes: int,
-        heard_s: float,
-        epoch: int,
-        done: "Callable[[Answer, Request, PeerLink], None]",
-    ) -> bool:
-        """Begin a request without a task, if it can leave now; `done` is called once with what came of it."""
-        link = self._peers.link(segment.owner)
+    def prepared(
+        self, segment: "Segment", operation: Operation, payload: bytes, answer_bytes: int, heard_s: float, epoch: int
+    ) -> "tuple[Request, PeerLink] | None":
+        """A request without a task: to be given to `try_send` of this link, at once. None: there is no link."""
+        owner, lba, blocks, generation = segment
+        link = self._peers.link(owner)
         if link is None:
-            return False
+            return None
         self.requests += 1
         self.bytes += len(payload) + answer_bytes
+        tick = link.tick_at(heard_s)
         request = Request(
-            operation,
-            self._volume_id,
-            segment.lba,
-            segment.blocks,
-            payload,
-            answer_bytes,
-            segment.generation,
-            epoch,
-            self.revision,
-            link.tick_at(heard_s),
+            operation, self._volume_id, lba, blocks, payload, answer_bytes, generation, epoch, self.revision, tick
         )
-        return link.try_send(request, lambda answer: done(answer, request, link))
+        return request, link
 
     async def resume(self, request: Request, link: "PeerLink") -> None:
-        """A change that was begun with `start` and lost: until it is known what became of it. As `perform`."""
+        """A change that was begun without a task and lost: until it is known what became of it. As `perform`."""
         request.flags |= FLAG_RETRY
         answer = await self._ask(link, request, False)
         if answer.status != Status.GOOD:

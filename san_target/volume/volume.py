@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from san_target.peer.frames import Answer, Operation, Request, Status
+from san_target.peer.frames import GOOD, Answer, Operation, Request, Status
 from san_target.storage.records import HeldRange, resized
 from san_target.volume.device import Done, Extent, MediumError, NotAtomic, Unavailable, VolumeError
 from san_target.volume.forward import PATIENCE_S, Forwarder, RemoteBlocks, TryAgain
@@ -228,30 +228,38 @@ class Volume:
         if segment is None or self._forwarder is None:
             return False
         size = blocks * self.block_size
+        prepared = self._forwarder.prepared(segment, Operation.READ, b"", size, heard_s, epoch)
+        if prepared is None:
+            return False
+        request, link = prepared
 
-        def ended(answer: "Answer", _request: "Request", _link: "PeerLink") -> None:
-            if answer.status == Status.GOOD and len(answer.payload) == size:
+        def ended(answer: "Answer") -> None:
+            if answer.status == GOOD and len(answer.payload) == size:
                 done(answer.payload, None)
             else:
                 done(None, lambda: self.read(lba, blocks))
 
-        return self._forwarder.start(segment, Operation.READ, b"", size, heard_s, epoch, ended)
+        return link.try_send(request, ended)
 
     def start_write(self, lba: int, data: "Buffer", heard_s: float, epoch: int, done: Done) -> bool:
         payload = bytes(data)
         segment = self._only_remote(lba, len(payload) // self.block_size)
         if segment is None or self._forwarder is None:
             return False
+        prepared = self._forwarder.prepared(segment, Operation.WRITE, payload, 0, heard_s, epoch)
+        if prepared is None:
+            return False
+        request, link = prepared
 
-        def ended(answer: "Answer", request: "Request", link: "PeerLink") -> None:
-            if answer.status == Status.GOOD:
+        def ended(answer: "Answer") -> None:
+            if answer.status == GOOD:
                 done(b"", None)
             elif answer.status in (Status.LOST, Status.TIMED_OUT):
                 done(None, lambda: self._resume_write(request, link, lba, payload))
             else:
                 done(None, lambda: self.write(lba, payload))
 
-        return self._forwarder.start(segment, Operation.WRITE, payload, 0, heard_s, epoch, ended)
+        return link.try_send(request, ended)
 
     async def _resume_write(self, request: "Request", link: "PeerLink", lba: int, data: bytes) -> None:
         if self._forwarder is None:

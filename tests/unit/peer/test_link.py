@@ -48,16 +48,36 @@ def test_requests_of_one_turn_leave_together_and_so_do_their_answers() -> None:
             caller, answerer = both.transports
             sends = caller.sends, answerer.sends
             calls = Calls()
-            for lba in range(16):
+            for lba in range(7):
                 assert both.link.try_send(write(lba), calls)
+            assert caller.sends == sends[0]
             await turns()
-            assert len(calls.answers) == 16
+            assert len(calls.answers) == 7
             assert (caller.sends - sends[0], answerer.sends - sends[1]) == (1, 1)
 
     run(scenario())
 
 
-def test_more_answers_leave_sixteen_at_a_time() -> None:
+def test_more_requests_leave_eight_at_a_time_so_that_the_other_member_can_begin() -> None:
+    async def scenario() -> None:
+        async with world() as both:
+            await turns()  # the first sign of life
+            caller, _ = both.transports
+            sends = caller.sends
+            calls = Calls()
+            for lba in range(20):
+                assert both.link.try_send(write(lba), calls)
+            assert caller.sends - sends == 2
+            await turns()
+            assert len(calls.answers) == 20
+            assert caller.sends - sends == 3
+
+    run(scenario())
+
+
+def test_more_answers_leave_sixteen_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "REQUESTS_PER_FLUSH", 64)  # so that they all arrive at once
+
     async def scenario() -> None:
         async with world() as both:
             await turns()  # the first sign of life
