@@ -379,8 +379,9 @@ class TestDelete:
             async with site.started() as (member, service):
                 volume = await service.create_volume(spec())
                 await member.store.transact([], [Delete(volume_key(volume.id))])
-                while await login_status(member, volume.iqn) != NOT_FOUND:
+                while volume.id in member.exports.by_id:
                     await asyncio.sleep(0.01)
+                assert await login_status(member, volume.iqn) == NOT_FOUND
                 assert len(site.blocks_files()) == 1
 
         run(body)
