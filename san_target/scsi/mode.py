@@ -11,7 +11,8 @@ import msgspec
 
 from san_target.metadata.schema import ReservationsRecord, UnitEventRecord
 from san_target.scsi import pages
-from san_target.scsi.command import GOOD, OUTCOME_GOOD, Command, Outcome
+from san_target.scsi.command import GOOD, OUTCOME_GOOD, RESERVATION_CONFLICT, Command, Outcome
+from san_target.scsi.operation import Access
 from san_target.scsi.sense import (
     MODE_PARAMETERS_CHANGED,
     PARAMETER_LIST_LENGTH_ERROR,
@@ -179,8 +180,15 @@ def mode_select_data_out(cdb: bytes, block_size: int) -> int:
 
 def _with_parameters(
     unit: "LogicalUnit", record: ReservationsRecord, parameters: ModeParameters, command: Command
-) -> ReservationsRecord:
-    """The parameters are the volume's: hosts that come through other members see them, too."""
+) -> ReservationsRecord | Outcome:
+    """The parameters are the volume's: hosts that come through other members see them, too.
+
+    It may have waited for its turn behind a change that keeps this nexus out.
+    """
+    if unit.reservations.conflict(command.nexus, Access.WRITE):
+        return Outcome(RESERVATION_CONFLICT)
+    if parameters == unit.parameters:
+        return record
     owed = MODE_PARAMETERS_CHANGED.asc, MODE_PARAMETERS_CHANGED.ascq
     event = UnitEventRecord(everyone=owed, except_port=names_of(port_of(command.nexus)))
     changed = None if parameters == defaults(unit.write_through) else astuple(parameters)
@@ -201,10 +209,9 @@ async def mode_select(unit: "LogicalUnit", command: Command) -> Outcome:
         raise CheckCondition(PARAMETER_LIST_LENGTH_ERROR)
     before = unit.parameters
     after = _parse(unit, data, short=cdb[0] == MODE_SELECT_6)
-    if after != before:
-        outcome = await unit.shared.change(lambda record: _with_parameters(unit, record, after, command), command)
-        if outcome.status != GOOD:
-            return outcome
+    outcome = await unit.shared.change(lambda record: _with_parameters(unit, record, after, command), command)
+    if outcome.status != GOOD:
+        return outcome
     if before.write_cache_enabled and not after.write_cache_enabled:
         # SBC-4 6.5.6: from now on writes are durable; what the cache holds from before becomes so before GOOD
         await unit.device.flush(0, unit.device.blocks)

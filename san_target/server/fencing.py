@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from san_target.session.session import Session
     from san_target.session.target import Target
 
-# PERSISTENT RESERVE OUT and SANITIZE
-_NOT_WAITED_FOR: Final = frozenset({0x5F, 0x48})
+# What changes the unit's shared state (PERSISTENT RESERVE OUT, RESERVE (6), RELEASE (6), MODE SELECT), and SANITIZE
+_NOT_WAITED_FOR: Final = frozenset({0x5F, 0x16, 0x17, 0x15, 0x55, 0x48})
 
 
 async def drain_tasks(target: "Target", nexuses: Iterable["Nexus"]) -> None:
@@ -44,8 +44,8 @@ def _sessions(target: "Target", nexuses: Iterable["Nexus"]) -> list["Session"]:
 def _waited_for(session: "Session") -> list[Task]:
     """The tasks that can be waited for.
 
-    A PERSISTENT RESERVE OUT touches no block, and may itself be waiting for the one that waits here; a SANITIZE goes on
-    whatever happens to the nexus that began it (SBC-4 4.11.2), for as long as the medium takes.
+    One that changes the shared state touches no block, and may itself be waiting for the one that waits here; a SANITIZE
+    goes on whatever happens to the nexus that began it (SBC-4 4.11.2), for as long as the medium takes.
     """
     return [task for task in session.connection.tasks.values() if task.command.cdb[0] not in _NOT_WAITED_FOR]
 
