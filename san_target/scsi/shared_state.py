@@ -9,7 +9,10 @@ Invariants kept here:
 - durable before effect, and before any answer;
 - one change at a time at this member, in the order the commands came; among members the store decides;
 - what has to end because of a change (commands of preempted nexuses, all commands at a reset) has ended at this member
-  before `settled` returns for it.
+  before `settled` returns for it;
+- GOOD means that every member goes by the state: also for a command that finds it as it wants it, since whoever made it
+  so may not have reached all members. A command that was carried out and ended BUSY for that reason is not carried out
+  once more when its initiator repeats it, as long as nothing else has changed: it is answered when all know.
 
 The *epoch* of a state is the store revision of its record; 0: nothing was ever stored.
 """
@@ -40,12 +43,20 @@ Compute = Callable[[ReservationsRecord], "ReservationsRecord | Outcome"]
 """The next record, the same one for no change, or how the command ends instead. May raise CheckCondition."""
 
 
+Repeated = tuple[Port, bytes, bytes]
+"""What tells a command that is sent again: nexus, CDB and data."""
+
+
 class Outdated(Unavailable):
     """Somebody else has changed the record: nothing was stored."""
 
 
 def port_of(nexus: "Nexus") -> Port:
     return Port(nexus.initiator_port, nexus.target_port)
+
+
+def _repeated(command: "Command") -> Repeated:
+    return port_of(command.nexus), bytes(command.cdb), bytes(command.data_out)
 
 
 def names_of(port: Port) -> tuple[str, str]:
@@ -65,6 +76,8 @@ class SharedState:
         self._unit = unit
         self._queue: deque[object] = deque()
         self._unsettled: set[int] = set()
+        self._known_to_all = 0  # up to this epoch, as far as is known here
+        self._unanswered: tuple[Repeated, int] | None = None  # what made which epoch, before that was known to all
         self.record = ReservationsRecord(generation=0)
         self.epoch = 0
 
@@ -86,11 +99,13 @@ class SharedState:
             if command is not None and (command.aborted or command.nexus.fenced):
                 return Outcome(TASK_ABORTED)
             base = self.epoch
+            if command is not None and self._unanswered == (_repeated(command), base):
+                return await self._make_known(base)
             following = compute(self.record)
             if isinstance(following, Outcome):
                 return following
             if following is self.record:
-                return OUTCOME_GOOD
+                return await self._make_known(base)
             try:
                 await self._unit.services.before_change(_keeps_out(following) and not _keeps_out(self.record))
                 if self.epoch != base:
@@ -105,6 +120,8 @@ class SharedState:
                 # hosts fail the disk for a store that is away for seconds. Whether the store took the record may be
                 # unknown: then it comes by the watch, as a change of somebody else does.
                 return Outcome(BUSY)
+            if command is not None:
+                self._unanswered = _repeated(command), epoch
             return await self._spread(following, epoch)
         return Outcome(BUSY)
 
@@ -120,12 +137,18 @@ class SharedState:
         if epoch > self.epoch:
             event = self._adopt(record, epoch)
             await self._settle(epoch, event)
-        else:
-            await self.settled(epoch)  # the watch was faster
-        try:
-            await self._unit.services.everyone_has(epoch)
-        except VolumeError:
-            return Outcome(BUSY)
+        return await self._make_known(epoch)
+
+    async def _make_known(self, epoch: int) -> Outcome:
+        """GOOD when this state, or a later one, is in force everywhere."""
+        await self.settled(epoch)
+        if epoch > self._known_to_all:
+            try:
+                await self._unit.services.everyone_has(epoch)
+            except VolumeError:
+                return Outcome(BUSY)
+            self._known_to_all = max(self._known_to_all, epoch)
+        self._unanswered = None
         return OUTCOME_GOOD
 
     # --- changes made anywhere ----------------------------------------------------------------------------------------
@@ -142,6 +165,7 @@ class SharedState:
             record = msgspec.structs.replace(kept, reserved_by=None, reserved_at="", mode=None)
         self._unit.adopt(record)
         self.record, self.epoch = record, epoch
+        self._unanswered = None
         self._unit.refresh_all()
 
     def take_over(self, record: ReservationsRecord, epoch: int) -> None:

@@ -158,6 +158,39 @@ def test_reservations_when_members_die(new_group: Callable[[], Group]) -> None:
         assert write(host, lba) == RESERVATION_CONFLICT
 
 
+@pytest.mark.timeout(180)
+def test_what_a_preempted_host_gave_to_a_member_that_stood_still_is_never_done(new_group: Callable[[], Group]) -> None:
+    """The member slept through the preemption, and holds blocks itself: its own are as unwritten as the others'."""
+    group = new_group()
+    volume = group.create_volume("preempted", 3 * MIB)
+    lbas = [first_block_of(group, volume, owner) for owner in group]
+    holder, other = log_in(group[0], volume), log_in(group[1], volume, HOST_B)
+    assert reserve_out(holder, REGISTER, service_key=0xA) == GOOD
+    assert reserve_out(holder, RESERVE, key=0xA) == GOOD
+    assert reserve_out(other, REGISTER, service_key=0xB) == GOOD
+    for lba in lbas:
+        holder.good(write16(lba, 1), b"a" * BLOCK)
+
+    group[0].pause()
+    for lba in lbas:
+        holder.submit(write16(lba, 1), b"x" * BLOCK)  # into a socket that nobody reads now
+    wait_for(
+        lambda: reserve_out(other, PREEMPT_AND_ABORT, key=0xB, service_key=0xA) == GOOD, LEASE_S, "it has no lease now"
+    )
+    other.good(write16(lbas[1], 1), b"b" * BLOCK)
+    group[0].resume()
+    reader = log_in(group[2], volume, HOST_B, OTHER_ISID)
+    wait_for(
+        lambda: reader.command(read16(lbas[0], 1), read_bytes=BLOCK).status == GOOD, LEASE_S, "its blocks are served"
+    )
+    assert [reader.good(read16(lba, 1), read_bytes=BLOCK)[:1] for lba in lbas] == [b"a", b"b", b"a"]
+    with pytest.raises(Ended):
+        holder.good(bytes(6))
+    again = log_in(group[0], volume)
+    assert [write(again, lba) for lba in lbas] == [RESERVATION_CONFLICT] * 3
+    assert [reader.good(read16(lba, 1), read_bytes=BLOCK)[:1] for lba in lbas] == [b"a", b"b", b"a"]
+
+
 def test_a_new_member_sees_what_is_reserved(new_group: Callable[[], Group], tmp_path: Path) -> None:
     group = new_group()
     volume = group.create_volume("reserved", 3 * MIB)

@@ -21,11 +21,16 @@ HOST_C = "iqn.2026-01.example:c"
 
 
 class Surroundings:
-    """saved: the records stored, oldest first. store_away: saving fails. units: what unit_of finds. time_s: virtual."""
+    """saved: the records stored, oldest first. store_away: saving fails. units: what unit_of finds. time_s: virtual.
+
+    members_away: not everybody can be told. told: the epochs that everybody was told of.
+    """
 
     def __init__(self) -> None:
         self.saved: list[ReservationsRecord] = []
         self.store_away = False
+        self.members_away = False
+        self.told: list[int] = []
         self.store_gate: asyncio.Event | None = None
         self.units: dict[bytes, LogicalUnit] = {}
         self.time_s = 0.0
@@ -40,6 +45,11 @@ class Surroundings:
         self.saved.append(record)
         return epoch + 1
 
+    async def everyone_has(self, epoch: int) -> None:
+        if self.members_away:
+            raise Unavailable("a member does not answer")
+        self.told.append(epoch)
+
     async def sleep(self, seconds: float) -> None:
         self.time_s += seconds
         self.slept_s += seconds
@@ -53,6 +63,7 @@ class Surroundings:
         return Services(
             spawn=self.spawn,
             save_reservations=self.save,
+            everyone_has=self.everyone_has,
             unit_of=self.units.get,
             now=lambda: self.time_s,
             sleep=self.sleep,

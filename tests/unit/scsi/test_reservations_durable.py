@@ -74,6 +74,68 @@ def test_what_changes_nothing_needs_no_store() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    ("action", "key", "action_key"), [(REGISTER, 1, 0), (RELEASE, 1, 0), (CLEAR, 1, 0), (PREEMPT, 1, 2)]
+)
+def test_what_was_done_and_not_known_to_all_is_not_done_twice(action: int, key: int, action_key: int) -> None:
+    """A repeated command would conflict with its own first attempt; GOOD comes when everybody goes by it."""
+
+    async def scenario() -> None:
+        surroundings = Surroundings()
+        unit = make_unit(surroundings)
+        nexus, other = login(unit, HOST_A), login(unit, HOST_B)
+        await reserve_out(unit, nexus, REGISTER, action_key=1)
+        await reserve_out(unit, other, REGISTER, action_key=2)
+        await reserve_out(unit, nexus, RESERVE, key=1, kind=WRITE_EXCLUSIVE)
+        surroundings.members_away = True
+        kind = 0 if action in (REGISTER, CLEAR) else WRITE_EXCLUSIVE
+        for _ in range(2):
+            assert (await reserve_out(unit, nexus, action, key, action_key, kind)).status == BUSY
+        stored = len(surroundings.saved)
+        surroundings.members_away = False
+        assert (await reserve_out(unit, nexus, action, key, action_key, kind)).status == GOOD
+        assert len(surroundings.saved) == stored == surroundings.told[-1] == unit.shared.epoch
+        # That was the end of it: once more is another command.
+        if action != RELEASE:
+            assert (await reserve_out(unit, nexus, action, key, action_key, kind)).status == RESERVATION_CONFLICT
+
+    asyncio.run(scenario())
+
+
+def test_a_repeated_command_is_another_one_after_any_change() -> None:
+    async def scenario() -> None:
+        surroundings = Surroundings()
+        unit = make_unit(surroundings)
+        nexus, other = login(unit, HOST_A), login(unit, HOST_B)
+        surroundings.members_away = True
+        assert (await reserve_out(unit, nexus, REGISTER, action_key=1)).status == BUSY
+        surroundings.members_away = False
+        assert (await reserve_out(unit, other, REGISTER, action_key=1)).status == GOOD
+        assert (await reserve_out(unit, nexus, REGISTER, action_key=1)).status == RESERVATION_CONFLICT
+
+    asyncio.run(scenario())
+
+
+def test_what_changes_nothing_is_good_when_all_know_that_it_is_so() -> None:
+    """The state may be there, and a member not go by it yet that others are served by."""
+
+    async def scenario() -> None:
+        surroundings = Surroundings()
+        unit = make_unit(surroundings)
+        nexus = login(unit, HOST_A)
+        await reserve_out(unit, nexus, REGISTER, action_key=1)
+        surroundings.members_away = True
+        assert (await reserve_out(unit, nexus, RESERVE, key=1, kind=WRITE_EXCLUSIVE)).status == BUSY
+        elsewhere = login(unit, HOST_A, isid=2)  # not the command that made it so
+        await reserve_out(unit, elsewhere, REGISTER, action_key=1)
+        assert (await reserve_out(unit, nexus, RESERVE, key=1, kind=WRITE_EXCLUSIVE)).status == BUSY
+        surroundings.members_away = False
+        assert (await reserve_out(unit, nexus, RESERVE, key=1, kind=WRITE_EXCLUSIVE)).status == GOOD
+        assert surroundings.told[-1] == unit.shared.epoch
+
+    asyncio.run(scenario())
+
+
 def test_changes_are_made_one_after_the_other() -> None:
     async def scenario() -> None:
         surroundings = Surroundings()
