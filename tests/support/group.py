@@ -180,10 +180,10 @@ class Group:
         """The same volume through another member."""
         return replace(volume, portal=self.members[index].portal)
 
-    def owners(self, volume: Volume) -> dict[str, list[range]]:
-        """The blocks of each member, by its name."""
+    def owners(self, volume: Volume, asked: GroupMember | None = None) -> dict[str, list[range]]:
+        """The blocks of each member, by its name, as one of them knows (any that runs)."""
         owners: dict[str, list[range]] = {}
-        for entry in self.any_running().ask("GET", f"/volumes/{volume.name}/map"):
+        for entry in (asked or self.any_running()).ask("GET", f"/volumes/{volume.name}/map"):
             owners.setdefault(entry["owner"], []).append(range(entry["start_lba"], entry["end_lba"]))
         return owners
 
