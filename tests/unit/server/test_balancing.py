@@ -54,7 +54,7 @@ def test_every_member_hears_of_the_load_of_all(tmp_path: Path) -> None:
             report = loads["one"].report
             assert report is not None
             assert report.details[0].owners == {"two": 1.0}
-            assert report.details[0].sequential_share > 0.9
+            assert report.details[0].sequential_share > 0.7  # of a few samples, one of which may span the beginning
             assert report.details[0].read_share == 1.0
             assert {one.volume_id for one in report.ranges} == {report.details[0].volume_id}
             await until(lambda: made.members["one"].balancing.monitor.reports.all()["two"].load.served_iops > 0)
