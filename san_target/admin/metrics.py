@@ -69,6 +69,7 @@ LOAD_GAUGES = {
     "storage_latency_s": "mean time that I/O waits which the cache cannot serve",
     "storage_waits": "I/O per second that the cache cannot serve",
     "cpu_share": "CPU time per second of this process",
+    "cpu_limit": "CPU time per second that this process may use, at most 1",
     "loop_delay_s": "how late the member comes to what is to be done",
     "network_bytes_per_second": "data per second to and from initiators and members",
 }

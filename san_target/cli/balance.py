@@ -29,6 +29,12 @@ def _pool(row: Any) -> str:
     return f"{1 - report['pool_free_bytes'] / report['pool_capacity_bytes']:.0%}"
 
 
+def _cpu(row: Any) -> str:
+    """Of what it may use: 100% is a member that does all it can."""
+    report = row["report"]
+    return f"{report['cpu_share'] / report['cpu_limit']:.0%}" if report else "-"
+
+
 LOAD_COLUMNS = (
     Column("MEMBER", lambda row: row["member"]),
     Column("STATE", lambda row: row["state"]),
@@ -42,7 +48,7 @@ LOAD_COLUMNS = (
     Column("FORWARDED", _number("forwarded_iops"), number=True),
     Column("SERVED", _number("served_iops"), number=True),
     Column("DISK", _number("storage_latency_s", "{:.1f} ms", 1000), number=True),
-    Column("CPU", _number("cpu_share", "{:.0%}"), number=True),
+    Column("CPU", _cpu, number=True),
     Column("LATE", _number("loop_delay_s", "{:.1f} ms", 1000), number=True),
     Column("NETWORK", _rate("network_bytes_per_second"), number=True),
     Column("POOL", _pool, number=True),

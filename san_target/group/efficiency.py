@@ -255,7 +255,7 @@ def model_of(loads: Mapping[str, MemberLoad], costs: Costs = COSTS) -> Model:
         for session in load.details:
             model.add(flow_of(session, name))
     for name, load in loads.items():
-        _fit(model.stations[name], load.cpu_share)
+        _fit(model.stations[name], load.cpu_share, load.cpu_limit)
     _give_disks(model.stations.values())
     # On these machines and disks, as slow as they are.
     model.ideal_s = sum(one.local * one.scale + one.disk_waits * one.disk_s for one in model.stations.values())
@@ -271,14 +271,18 @@ def _station(load: MemberLoad) -> Station:
     return Station(disk_waits=waits, disk_s=disk_s, miss=miss)
 
 
-def _fit(station: Station, cpu_share: float) -> None:
-    """What the member was busy with, against what the model says: a slower machine, or something else runs there."""
+def _fit(station: Station, cpu_share: float, cpu_limit: float) -> None:
+    """What the member was busy with, against what the model says: a slower machine, or something else runs there.
+
+    cpu_limit: a member that may use a quarter of a CPU is a machine that is four times as slow.
+    """
+    station.scale = 1.0 / cpu_limit
     if cpu_share <= 0:
         return
     ratio = min(SCALE_MAX, max(SCALE_MIN, cpu_share / station.work)) if station.work > 0 else 1.0
-    trust = min(1.0, station.work / SCALE_WORK)
-    station.scale = 1.0 + trust * (ratio - 1.0)
-    station.background = min(0.95, max(0.0, cpu_share - station.work * station.scale))
+    trust = min(1.0, station.work / SCALE_WORK / cpu_limit)
+    station.scale *= 1.0 + trust * (ratio - 1.0)
+    station.background = min(0.95, max(0.0, cpu_share / cpu_limit - station.work * station.scale))
 
 
 def _give_disks(stations: Iterable[Station]) -> None:

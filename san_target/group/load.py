@@ -23,7 +23,8 @@ NEGLIGIBLE: Final = 0.05
 @dataclass(frozen=True, slots=True)
 class Totals:
     """What a member has counted since its start. client_bytes: to and from initiators; of `forwarded` and `served`,
-    bytes are of data. waits, waited_s: jobs for the disk. late_s: how late the event loop is, now."""
+    bytes are of data. waits, waited_s: jobs for the disk. late_s: how late the event loop is, now; cpu_limit: of one
+    CPU, what the member may use, now."""
 
     cpu_s: float = 0.0
     forwarded: int = 0
@@ -33,6 +34,7 @@ class Totals:
     waits: int = 0
     waited_s: float = 0.0
     late_s: float = 0.0
+    cpu_limit: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,7 @@ class Meter:
             storage_latency_s=rate("latency", 0.0),
             storage_waits=rate("waits", 0.0),
             cpu_share=rate("cpu", 0.0),
+            cpu_limit=self._totals.cpu_limit,
             loop_delay_s=rate("late", 0.0),
             network_bytes_per_second=byte_rate + forwarded_bytes + served_bytes,
             pool_capacity_bytes=pool[0],

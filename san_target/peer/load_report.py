@@ -48,7 +48,8 @@ class MemberLoad(msgspec.Struct, frozen=True):
     owned_*: I/O on blocks that this member owns, for its own sessions and for other members
     served_*: of that, for other members. forwarded_*: what its sessions ask for and others own
     storage_latency_s: how long I/O waits that the cache cannot serve; storage_waits: such I/O per second
-    cpu_share: of one CPU (1 = a member that does all it can). loop_delay_s: how late it comes to what is to be done
+    cpu_share: of one CPU; cpu_limit: what it may use of one (a member that uses all of it does all it can)
+    loop_delay_s: how late it comes to what is to be done
     network_bytes_per_second: to and from initiators and members
     details, ranges: the busiest, with those that cannot be told left out
     """
@@ -77,3 +78,4 @@ class MemberLoad(msgspec.Struct, frozen=True):
     pool_free_bytes: int = 0
     details: tuple[SessionLoad, ...] = ()
     ranges: tuple[RangeLoad, ...] = ()
+    cpu_limit: float = 1.0

@@ -19,6 +19,7 @@ from san_target.metadata.factory import make_store
 from san_target.metadata.store import Store
 from san_target.peer.transport import PeerListener, Receiver, Transport
 from san_target.server import peer_socket, portal_socket
+from san_target.server.cpu_limit import CpuLimit
 from san_target.server.peer_tls import PeerTls
 from san_target.storage.pool import Pool
 from san_target.storage.threads import ThreadPool, Threads
@@ -52,6 +53,14 @@ class Environment:
     def cpu_s(self) -> float:
         """CPU time that this process has taken, of all its threads."""
         return time.process_time()
+
+    @cached_property
+    def _cpu_limit(self) -> CpuLimit:
+        return CpuLimit()
+
+    def cpu_limit(self) -> float:
+        """Of one CPU, what this process may use."""
+        return self._cpu_limit.share()
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

@@ -96,6 +96,7 @@ class LoadMonitor:
             waits.jobs,
             waits.seconds,
             late_s,
+            member.environment.cpu_limit(),
         )
 
     def _session(self, session: "Session") -> SessionTotals:

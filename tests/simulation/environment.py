@@ -76,6 +76,9 @@ class SimEnvironment(Environment):
     def cpu_s(self) -> float:
         return 0.1 * self._loop.time()  # nothing here takes any
 
+    def cpu_limit(self) -> float:
+        return 1.0
+
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds / (1 + self._drift))
 

@@ -45,8 +45,9 @@ def load(
     free: int = 50 * GIB,
     capacity: int = 100 * GIB,
     number: int = 1,
+    limit: float = 1.0,
 ) -> MemberLoad:
-    """cpu 0: as the model works it out."""
+    """cpu 0: as the model works it out. limit: of one CPU, what it may use."""
     return MemberLoad(
         member,
         1,
@@ -58,6 +59,7 @@ def load(
         pool_capacity_bytes=capacity,
         pool_free_bytes=free,
         details=sessions,
+        cpu_limit=limit,
     )
 
 

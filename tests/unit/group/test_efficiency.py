@@ -54,6 +54,22 @@ def test_a_busier_cpu_than_the_model_says_is_a_slower_machine() -> None:
     assert [other.stations["m1"].background, other.stations["m1"].scale] == pytest.approx([0.6, 1.0])
 
 
+def test_a_member_that_may_use_a_fifth_of_a_cpu_is_as_busy_as_a_whole_one() -> None:
+    sessions = [session(f"s{number}", 5_000, {"m1": 1.0}) for number in range(3)]
+    names = {"m1": load("m1", *sessions, cpu=0.2, limit=0.2), "m2": load("m2", cpu=0.002, limit=0.2)}
+    limited = model_of(names)
+    assert limited.stations["m1"].busy == pytest.approx(1.0)
+    assert limited.stations["m2"].scale == pytest.approx(5.0, rel=0.05)  # nothing is known of it but its limit
+    whole = model_of({"m1": load("m1", *sessions, cpu=0.2), "m2": load("m2", cpu=0.002)})
+    assert whole.stations["m1"].busy == pytest.approx(0.2)
+    assert limited.efficiency() < whole.efficiency() / 4
+    # What is forwarded from there is relief: seen only by who knows the limit.
+    remote = session("r", 2_000, {"m2": 1.0})
+    with_remote = {"m1": load("m1", *sessions, remote, cpu=0.2, limit=0.2), "m2": load("m2", cpu=0.02, limit=0.2)}
+    model = model_of(with_remote)
+    assert model.effect_of_move(flow_of(remote, "m1"), "m2").gain_s > 2_000 * COSTS.hop_s
+
+
 shares = st.dictionaries(st.sampled_from(NAMES), st.floats(0.01, 1.0), max_size=3).map(
     lambda found: {name: share / sum(found.values()) for name, share in found.items()}
 )
@@ -65,7 +81,12 @@ flows = st.builds(
 @st.composite
 def groups(draw: st.DrawFn) -> dict[str, MemberLoad]:
     return {
-        name: load(name, *draw(st.lists(flows, max_size=3)), cpu=draw(st.sampled_from([0.0, 0.2, 0.95])))
+        name: load(
+            name,
+            *draw(st.lists(flows, max_size=3)),
+            cpu=draw(st.sampled_from([0.0, 0.2, 0.95])),
+            limit=draw(st.sampled_from([1.0, 0.2])),
+        )
         for name in NAMES
     }
 

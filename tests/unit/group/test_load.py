@@ -25,14 +25,14 @@ def test_rates_are_differences_of_readings() -> None:
     meter = Meter()
     first = meter.measure("m1", 3, 10.0, Totals(cpu_s=5.0), [reading(1000)])
     assert (first.client_iops, first.cpu_share, first.sessions) == (0.0, 0.0, 1)
-    totals = Totals(6.0, 40, 40 * 4096, 20, 20 * 4096, 10, 0.05, 0.002)
+    totals = Totals(6.0, 40, 40 * 4096, 20, 20 * 4096, 10, 0.05, 0.002, 0.75)
     second = meter.measure(
         "m1", 3, 12.0, totals, [reading(1200, {(0, 2048): 75, (4096, 6144): 25}, sequential=50)], (100, 60)
     )
     assert second.client_iops == pytest.approx(100.0)
     assert second.client_bytes_per_second == pytest.approx(409_600.0)
     assert [second.read_share, second.sequential_share] == pytest.approx([0.25, 0.5])
-    assert second.cpu_share == pytest.approx(0.5)
+    assert [second.cpu_share, second.cpu_limit] == [pytest.approx(0.5), 0.75]
     assert [second.forwarded_iops, second.served_iops] == pytest.approx([20.0, 10.0])
     assert second.owned_iops == pytest.approx(100 - 20 + 10)
     assert second.storage_latency_s == pytest.approx(0.005)
