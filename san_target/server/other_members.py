@@ -41,10 +41,19 @@ class MemberView(Protocol):
     def state(self) -> str: ...
 
 
+class Link(Protocol):
+    """What is used here of `peer.link.PeerLink`."""
+
+    @property
+    def state(self) -> str: ...
+
+
 class Peers(Protocol):
     """What is used here of `peer.peers.Peers`."""
 
     def ask(self, member: str, message: Message, timeout_s: float) -> Awaitable[Message]: ...
+
+    def link(self, member: str) -> Link | None: ...
 
 
 class NoAnswer(Exception):
@@ -74,6 +83,11 @@ class OtherMembers:
     def serving(self) -> list[MemberView]:
         """Those that serve initiators now, by name; draining ones, too."""
         return [one for one in self.all() if one.alive and one.state in SERVING]
+
+    def is_linked(self, member: str) -> bool:
+        """Whether there is a link to it now: one that has just died is `alive` for as long as its lease."""
+        link = self._peers.link(member)
+        return link is not None and link.state == "up"
 
     async def ask(self, member: str, message: Message, kind: type[M], timeout_s: float) -> M:
         """The answer of this kind. NoAnswer: there is none in time, or another."""

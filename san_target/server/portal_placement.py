@@ -130,9 +130,12 @@ class PortalPlacement:
         return target is None or (login.initiator_name, login.isid) in target.sessions
 
     def _where_expected(self, login: Login, asked_at: str, now_s: float) -> str:
-        """The portal of the member that a session is moved to just now; "" also if that is this member."""
+        """The portal of the member that a session is moved to just now; "" also if that is this member.
+
+        Where it is expected it may have been already, and have lost its connection as that member died.
+        """
         member = self.expected.member_for(login, now_s)
-        if not member or member == self._others.name:
+        if not member or member == self._others.name or not self._others.is_linked(member):
             return ""
         found = [self._candidate(one, asked_at) for one in self._others.serving() if one.name == member]
         return found[0].portal or "" if found else ""

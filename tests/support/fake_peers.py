@@ -23,6 +23,13 @@ class FakeMember:
     incarnation: int = 1
 
 
+@dataclass(frozen=True)
+class FakeLink:
+    """As a link shows itself."""
+
+    state: str
+
+
 @dataclass
 class FakePeers:
     """`Peers` of all members at once. handlers: member -> kind of message -> function that answers it.
@@ -37,6 +44,9 @@ class FakePeers:
     lose_answers: set[str] = field(default_factory=set)
     delay_s: dict[str, float] = field(default_factory=dict)
     asked: list[tuple[str, Message]] = field(default_factory=list)
+
+    def link(self, member: str) -> FakeLink:
+        return FakeLink("connecting" if member in self.down else "up")
 
     async def ask(self, member: str, message: Message, timeout_s: float) -> Message:
         self.asked.append((member, message))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from san_target.group.portal_group import TICKET_S, TICKET_WAIT_S
+from san_target.group.portal_group import TICKET_S, TICKET_WAIT_S, Login
 from san_target.peer.messages import SessionCountRequest, TicketReply, TicketRequest
 from san_target.server.directory import Portals, TargetDirectory
 from san_target.server.other_members import OtherMembers
@@ -275,6 +275,22 @@ def test_members_that_are_away_or_have_no_portal_for_the_initiator_are_not_asked
             group.set("m2", state=state)
             assert await group.log_in() == ["m1"]
         assert group.peers.asked == []
+
+    run(scenario())
+
+
+def test_a_session_is_sent_where_it_is_moved_to_but_not_after_that_member_has_died() -> None:
+    """Its lease lasts for some seconds: a host that has lost its connection would try there in vain."""
+
+    async def scenario() -> None:
+        group = Group("none")
+        isid = bytes.fromhex("00023d000007")
+        for one in group.members.values():
+            one.placement.expected.note(Login("iqn.2026-01.x:disk", HOST, isid), "m3", now_s() + 9.0)
+        assert await group.log_in(isid=isid) == ["m1", "m3"]
+        group.peers.down.add("m3")
+        assert group.view["m3"].alive
+        assert await group.log_in(isid=isid) == ["m1"]
 
     run(scenario())
 
