@@ -22,6 +22,7 @@ from san_target.server.peering import Peering
 from san_target.server.reservation_records import save_reservations
 from san_target.server.succession import Succession
 from san_target.server.unit_states import UnitStates
+from san_target.server.uniting import Uniting
 from san_target.server.vigilance import Vigilance
 from san_target.volume.forward import Forwarder
 from san_target.volume.owner import Owner
@@ -70,6 +71,7 @@ class GroupLife:
         self.receiver: Final = Receiver(member.name, self.owned.get, follower.until, background.spawn)
         owner.receiver = self.receiver
         self.migrations: Final = Migrations(member, self.receiver)
+        self._uniting = Uniting(member)
         follower.add(Migrations.KINDS, self.migrations)
         self.peering: Final = Peering(member.environment, owner, on_fenced)
         self.others: Final = OtherMembers(member.name, lambda: member.members.view, self.peering.peers)
@@ -157,6 +159,7 @@ class GroupLife:
 
     def forwarder_for(self, volume_id: str, block_size: int) -> Forwarder:
         forwarder, old = Forwarder(volume_id, block_size, self.peering), self.forwarders.get(volume_id)
+        forwarder.unite = partial(self._uniting.unite, volume_id)
         if old is not None:
             forwarder.requests, forwarder.bytes = old.requests, old.bytes
         self.forwarders[volume_id] = forwarder

@@ -7,7 +7,7 @@ ended nobody knows, and the command ends in BUSY, so that its initiator repeats 
 
 import asyncio
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from san_target.peer.frames import FLAG_DURABLE, FLAG_RETRY, Answer, Operation, Request, Status
@@ -48,16 +48,22 @@ class Links(Protocol):
         ...
 
 
+async def _nobody_unites(lba: int, blocks: int) -> None:
+    raise Unavailable(f"blocks {lba}+{blocks} have several owners, and must be changed at one")
+
+
 class Forwarder:
     """One volume's way to the other members.
 
     revision: of the map that the requests are made by. requests, bytes: what was sent there so far, and data of it.
+    unite: asks for blocks of several owners to be brought to one of them, and returns before they are. Unavailable.
     """
 
     def __init__(self, volume_id: str, block_size: int, peers: "Links", attempt_s: float = 2.0) -> None:
         """attempt_s: how long one attempt may take before the map is looked at again."""
         self.block_size: Final = block_size
         self.revision = 0
+        self.unite: Callable[[int, int], Awaitable[None]] = _nobody_unites
         self.requests = 0
         self.bytes = 0
         self._volume_hex: Final = volume_id

@@ -156,8 +156,10 @@ class Owner:
         if peer.lost:
             raise _Refused(Status.FENCED)
         local, operation = volume.local, request.operation
-        if operation in _RANGED and not local.router.serves_under(request.lba, request.blocks, request.generation):
-            raise _Refused(Status.MOVED, volume.revision)
+        if operation in _RANGED:
+            serves = local.router.serves_up_to if operation == Operation.WRITE_ATOMIC else local.router.serves_under
+            if not serves(request.lba, request.blocks, request.generation):
+                raise _Refused(Status.MOVED, volume.revision)
         if operation in READING:
             return
         if request.epoch and request.epoch < volume.epoch:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from san_target.storage.records import HELD, HeldRange
-from san_target.volume.device import MediumError, Unavailable, VolumeError
-from san_target.volume.partition_map import MapSnapshot, Segment
+from san_target.volume.device import MediumError, NotAtomic, Unavailable, VolumeError
+from san_target.volume.partition_map import LOST, MapSnapshot, Segment
 
 
 class NotHere(Unavailable):
@@ -41,6 +41,19 @@ def served_ranges(snapshot: MapSnapshot, member_name: str, held: Sequence[HeldRa
                 else:
                     ranges.append(Served(low, high))
     return tuple(ranges)
+
+
+def uncut(parts: list[Segment]) -> list[Segment]:
+    """Neighbours as one, under the youngest of their generations (`Router.serves_up_to`). NotAtomic: of several owners.
+
+    Blocks that are lost stay a part of their own.
+    """
+    if any(part.owner == LOST for part in parts):
+        return parts
+    first, blocks = parts[0], sum(part.blocks for part in parts)
+    if any(part.owner != first.owner for part in parts):
+        raise NotAtomic(f"blocks {first.lba}+{blocks} have several owners, and must be changed at one")
+    return [Segment(first.owner, first.lba, blocks, max(part.generation for part in parts))]
 
 
 class Router:
@@ -81,6 +94,19 @@ class Router:
                 return False
             lba = found[0]
         return True
+
+    def serves_up_to(self, lba: int, blocks: int, generation: int) -> bool:
+        """Is all of the range served here, and this the youngest generation in it?
+
+        As good as naming all of them: what has left and come back is younger than all that was known before it left.
+        """
+        end, youngest = lba + blocks, 0
+        while lba < end:
+            found = self._served_at(lba)
+            if found is None:
+                return False
+            lba, youngest = found[0], max(youngest, found[1])
+        return youngest == generation
 
     def _served_at(self, lba: int) -> tuple[int, int] | None:
         """Up to where, and under which generation, blocks from `lba` on are served here; None: that one is not."""

@@ -16,7 +16,7 @@ from san_target.volume.forward import PATIENCE_S, Forwarder, RemoteBlocks, TryAg
 from san_target.volume.local import LocalBlocks
 from san_target.volume.origin import ORIGIN
 from san_target.volume.partition_map import LOST, Segment
-from san_target.volume.router import NotHere, Router
+from san_target.volume.router import NotHere, Router, uncut
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Perform = Callable[["LocalBlocks | RemoteBlocks", Segment], Awaitable[T]]
+Cut = Callable[[int, int], list[Segment]]
 
 RETRY_S_MIN: Final = 0.002
 RETRY_S_MAX: Final = 0.25
@@ -279,6 +280,9 @@ class Volume:
             raise AssertionError(f"blocks {lba}+{blocks} of a volume of {self.blocks}")
         return self._router.segments(lba, blocks)
 
+    def _uncut(self, lba: int, blocks: int) -> "list[Segment]":
+        return uncut(self._segments(lba, blocks))
+
     def _device(self, segment: "Segment") -> "LocalBlocks | RemoteBlocks":
         if segment.owner == self._router.member_name:
             return self._local
@@ -291,7 +295,9 @@ class Volume:
             raise Unavailable(f"blocks {segment.lba}+{segment.blocks} are owned by member {segment.owner!r}")
         return self._forwarder(segment)
 
-    async def _each(self, lba: int, blocks: int, perform: "Perform[T]") -> "list[tuple[Segment, T]]":
+    async def _each(
+        self, lba: int, blocks: int, perform: "Perform[T]", cut: "Cut | None" = None
+    ) -> "list[tuple[Segment, T]]":
         """Do it to every part of the range, in order of LBA. Parts run side by side; what is done is not repeated.
 
         A part that was not carried out, since its blocks are elsewhere by now or their owner cannot be reached, is
@@ -303,7 +309,7 @@ class Volume:
         done: list[tuple[Segment, T]] = []
         delay_s = RETRY_S_MIN
         while True:
-            segments = [segment for start, count in left for segment in self._segments(start, count)]
+            segments = [segment for start, count in left for segment in (cut or self._segments)(start, count)]
             changed = self._map_changed
             failed = await self._try_parts(segments, perform, done)
             if not failed:
@@ -424,7 +430,20 @@ class Volume:
 
     async def write_atomic(self, lba: int, data: "Buffer", durable: bool = False) -> None:
         blocks = self._part_of(lba, data)[0]
-        await self._at_one_owner(lba, blocks, lambda device, part: device.write_atomic(lba, data, durable))
+        deadline_s = asyncio.get_running_loop().time() + PATIENCE_S
+        while True:
+            changed = self._map_changed
+            try:
+                await self._each(lba, blocks, lambda device, _: device.write_atomic(lba, data, durable), self._uncut)
+                return
+            except NotAtomic as error:
+                if self._forwarder is None or asyncio.get_running_loop().time() >= deadline_s:
+                    raise Unavailable(str(error)) from error
+                await self._forwarder.unite(lba, blocks)
+            await _wait(changed, RETRY_S_MAX)
+            origin = ORIGIN.get()
+            if origin is not None:
+                origin.require_wanted()
 
     @property
     def atomic_blocks_max(self) -> int:

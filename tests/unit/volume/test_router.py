@@ -3,9 +3,9 @@
 import pytest
 
 from san_target.storage.records import HeldRange
-from san_target.volume.device import MediumError, Unavailable
-from san_target.volume.partition_map import PartitionMap, Placement, Segment
-from san_target.volume.router import Router, Served
+from san_target.volume.device import MediumError, NotAtomic, Unavailable
+from san_target.volume.partition_map import LOST, PartitionMap, Placement, Segment
+from san_target.volume.router import Router, Served, uncut
 from tests.unit.volume.kit import make_volume, run
 
 MINE, THEIRS = Placement("a", generation=3), Placement("b", generation=4)
@@ -62,6 +62,32 @@ def test_blocks_are_served_only_under_their_own_generation() -> None:
     assert router.serves_under(40, 20, 4)
     for lba, blocks, generation in ((0, 41, 3), (39, 1, 4), (40, 1, 3), (60, 31, 3), (30, 60, 3), (99, 2, 3)):
         assert not router.serves_under(lba, blocks, generation)
+
+
+def test_what_is_changed_as_a_whole_goes_by_its_youngest_generation() -> None:
+    volume_map = PartitionMap(100, MINE)
+    volume_map.replace(40, 60, Placement("a", generation=4))
+    held = [HeldRange(0, 40, 3), HeldRange(40, 60, 4), HeldRange(60, 90, 3)]
+    router = Router(volume_map.snapshot(), "a", held)
+    assert uncut(router.segments(30, 20)) == [Segment("a", 30, 20, 4)]
+    assert router.serves_up_to(30, 20, 4)
+    assert router.serves_up_to(30, 10, 3)
+    for lba, blocks, generation in ((30, 20, 3), (30, 20, 5), (30, 10, 4), (80, 20, 3)):
+        assert not router.serves_up_to(lba, blocks, generation)
+    # The older part has left and come back since: it is younger than all that was known before.
+    volume_map.replace(0, 40, Placement("a", generation=9))
+    returned = Router(volume_map.snapshot(), "a", [HeldRange(0, 40, 9), *held[1:]])
+    assert not returned.serves_up_to(30, 20, 4)
+
+
+def test_what_several_have_is_not_changed_as_a_whole() -> None:
+    router = Router(snapshot(), "a", [HeldRange(0, 100, 3)])
+    with pytest.raises(NotAtomic, match="blocks 30\\+40 have several owners"):
+        uncut(router.segments(30, 40))
+    lost = PartitionMap(100, MINE)
+    lost.replace(40, 60, Placement(LOST, generation=4))
+    parts = lost.snapshot().segments(30, 40)
+    assert uncut(parts) == parts  # each says for itself what became of it
 
 
 def test_what_was_placed_here_is_not_lost_by_an_older_map() -> None:
