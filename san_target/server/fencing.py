@@ -44,8 +44,8 @@ def _sessions(target: "Target", nexuses: Iterable["Nexus"]) -> list["Session"]:
 def _waited_for(session: "Session") -> list[Task]:
     """The tasks that can be waited for.
 
-    One that changes the shared state touches no block, and may itself be waiting for the one that waits here; a SANITIZE
-    goes on whatever happens to the nexus that began it (SBC-4 4.11.2), for as long as the medium takes.
+    One that changes the shared state touches no block, and may itself be waiting for the one that waits here; a
+    SANITIZE goes on whatever happens to the nexus that began it (SBC-4 4.11.2), for as long as the medium takes.
     """
     return [task for task in session.connection.tasks.values() if task.command.cdb[0] not in _NOT_WAITED_FOR]
 

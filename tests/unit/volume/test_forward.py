@@ -12,7 +12,7 @@ from san_target.volume import volume as volume_module
 from san_target.volume.device import MediumError, OutOfSpace, Unavailable
 from san_target.volume.origin import ORIGIN, Origin, Overtaken
 from tests.unit.volume.group_kit import BLOCK, BLOCKS, HALF, Wire, halves
-from tests.unit.volume.kit import VOLUME_ID, run
+from tests.unit.volume.kit import VOLUME_ID, HeldJobs, run
 
 
 def block(byte: int, blocks: int = 1) -> bytes:
@@ -276,6 +276,35 @@ def test_the_state_is_looked_at_under_the_lock_not_at_the_door() -> None:
         with pytest.raises(Overtaken):
             await writing
         assert bytes(b.file.read(HALF * BLOCK, BLOCK)) == block(0)
+
+    run(work())
+
+
+def test_what_was_begun_before_a_change_of_state_is_done_before_anything_after_it() -> None:
+    """A thread does not look again; but nobody sees these blocks before it has ended."""
+
+    async def work() -> None:
+        wire, jobs = Wire(), HeldJobs()
+        a, b = wire.site("a"), wire.site("b", jobs)
+        old = asyncio.create_task(a.volume.write(HALF, block(1), durable=True))
+        while not jobs.waiting:
+            await asyncio.sleep(0.001)
+        b.epoch = 7
+        later = [
+            asyncio.create_task(a.volume.read(HALF, 1)),
+            asyncio.create_task(b.volume.read(HALF, 1)),
+        ]
+        into = bytearray(BLOCK)
+        assert not b.volume.try_read_into(HALF, 1, memoryview(into))
+        assert not b.volume.try_write(HALF, 1, block(2))
+        await asyncio.sleep(0.01)
+        assert len(jobs.waiting) == 1
+        assert not any(task.done() for task in (old, *later))
+        while not all(task.done() for task in later):
+            jobs.run_next()
+            await asyncio.sleep(0.001)
+        await old
+        assert [bytes(task.result()) for task in later] == [block(1)] * 2
 
     run(work())
 
