@@ -28,6 +28,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -284,12 +285,13 @@ static void lib_loop(struct worker *w)
             fds[i].events = iscsi_which_events(w->conns[i].ctx);
             fds[i].revents = 0;
         }
-        if (poll(fds, w->nconns, 200) < 0)
+        int ready = poll(fds, w->nconns, 200);
+        if (ready < 0)
             die("poll: %s", strerror(errno));
         for (unsigned i = 0; i < w->nconns; i++) {
             struct conn *c = &w->conns[i];
-            if (!fds[i].revents)
-                continue;
+            if (ready && !fds[i].revents)
+                continue;                       /* when nothing comes, it looks at its timers */
             if (iscsi_service(c->ctx, fds[i].revents) < 0)
                 die("service: %s", iscsi_get_error(c->ctx));
             lib_fill(c);
@@ -710,6 +712,12 @@ static double own_cpu(void)
     return r.ru_utime.tv_sec + r.ru_stime.tv_sec + (r.ru_utime.tv_usec + r.ru_stime.tv_usec) / 1e6;
 }
 
+/* A signal ends a nap, and so the run: what was measured until then is told as ever. */
+static void wake(int number)
+{
+    (void)number;
+}
+
 static void nap(double s)
 {
     struct timespec t = { (time_t)s, (long)((s - (time_t)s) * 1e9) };
@@ -814,8 +822,14 @@ int main(int argc, char **argv)
             init_slots(&conns[at]);
         }
     }
+    sigset_t end;
+    sigemptyset(&end);
+    sigaddset(&end, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &end, NULL);     /* only this thread is to be woken */
     for (unsigned t = 0; t < opt.threads; t++)
         pthread_create(&workers[t].thread, NULL, work, &workers[t]);
+    sigaction(SIGTERM, &(struct sigaction){ .sa_handler = wake }, NULL);
+    pthread_sigmask(SIG_UNBLOCK, &end, NULL);
     nap(opt.warmup);
     double tcpu = target_cpu(), ccpu = own_cpu();
     uint64_t began = now_ns();

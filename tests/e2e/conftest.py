@@ -36,7 +36,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What was measured and not judged."""
     figures = [*FIGURES, *told_recoveries()]
     if figures:
-        terminalreporter.section("time until I/O flows again")
+        terminalreporter.section("measured, not judged")
         for figure in figures:
             terminalreporter.write_line(figure)
 
