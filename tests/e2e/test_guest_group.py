@@ -57,12 +57,13 @@ def test_files_survive_members_that_die(spreading: Group, guest: Guest) -> None:
     settings = {**PATIENT, **chap_settings(ALICE, TARGET)}
     assert len(group.owners(volume)) == 3
     assert (volume.portal, volume.iqn) in initiator.discover(volume.portal)
-    served_by = set()
-    for _ in range(3):
-        initiator.login(volume, settings)
-        served_by |= {one["member"] for one in group[0].ask("GET", "/sessions") if one["volume"] == volume.name}
-        initiator.logout(volume)
-    assert len(served_by) > 1, "open-iscsi was never sent elsewhere"
+    for each, chosen in ((volume, settings), (group.create_volume("open", 3 * MIB), PATIENT)):
+        served_by = set()
+        for _ in range(3):
+            initiator.login(each, chosen)
+            served_by |= {one["member"] for one in group[0].ask("GET", "/sessions") if one["volume"] == each.name}
+            initiator.logout(each)
+        assert len(served_by) > 1, f"open-iscsi was never sent elsewhere with {each.name}"
 
     disk = initiator.login(volume, settings)
     guest.check(f"mkfs.ext4 -q {disk} && mount {disk} /mnt", timeout=60)
