@@ -20,8 +20,12 @@ PROMPT = b"qemu-io> "
 PATIENCE_S = 90.0
 PLACE_BYTES = 64 << 10
 FLUSH_EVERY = 20
-# libiscsi logs in as a new nexus each time, which is told so at its first command; QEMU says that, and repeats it.
-REPEATED = "qemu-io: iSCSI CheckCondition: SENSE KEY:UNIT_ATTENTION(6)"
+# QEMU says so, and repeats its command: after a lost session (libiscsi comes back as a new nexus), and where a member
+# died with a command in its hands.
+REPEATED = (
+    "qemu-io: iSCSI CheckCondition: SENSE KEY:UNIT_ATTENTION(6)",
+    "qemu-io: iSCSI Busy/TaskSetFull/TimeOut (retry",
+)
 
 
 class QemuIoFailed(AssertionError):
