@@ -3,15 +3,29 @@
 For each session the best destination by the model is looked for among the members with the shortest queues and those
 that own what it touches. Never moved: what would lose something (RESERVE(6), a registration of a port that changes its
 name); not now: what has come, was moved, or did not obey, not long ago.
+
+A busy member whose sessions touch its own blocks gets no relief by moving one of them: it would have as much to do for
+what is then forwarded to it. Then it is looked whether the group gains if the blocks follow the session.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import nlargest, nsmallest
 from typing import Final
 
-from san_target.group.decisions import RULES, Decision, Kind, Rules, View, actions_at_once
-from san_target.group.efficiency import Effect, Flow, flow_of
+from san_target.group.decisions import (
+    RULES,
+    Decision,
+    Kind,
+    Rules,
+    View,
+    actions_at_once,
+    copying_s,
+    free_bytes,
+    pool_use,
+    stays,
+)
+from san_target.group.efficiency import Effect, Flow, RangeFlow, flow_of
 from san_target.peer.load_report import SessionLoad
 
 CANDIDATES_MAX: Final = 64
@@ -27,6 +41,16 @@ class _Candidate:
     beside: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """A move after which what the session touches at its member follows it."""
+
+    to: str
+    effect: Effect
+    cost_s: float
+    size_bytes: int
+
+
 def plan_moves(view: View, rules: Rules = RULES) -> list[Decision]:
     """One decision for each session that was looked at closely, best first; several may be taken."""
     destinations = view.destinations
@@ -38,8 +62,9 @@ def plan_moves(view: View, rules: Rules = RULES) -> list[Decision]:
     idle = _emptiest(view, destinations)
     total_s = view.model.total_s()
     before = view.model.efficiency_of(total_s)
+    touched = _touched(view, {one.session.volume_id for one in may})
     decisions = [
-        _decide(view, rules, one, _targets(view, one, idle, destinations), siblings, total_s, before)
+        _decide(view, rules, one, _targets(view, one, idle, destinations), siblings, touched, total_s, before)
         for one in (*must[:closely], *may)
     ]
     return sorted(decisions, key=lambda one: (one.taken, one.urgent, one.gain_s), reverse=True)
@@ -53,7 +78,8 @@ def _candidates(view: View, siblings: dict[tuple[str, str], dict[str, int]]) -> 
 
 
 def _promise(view: View) -> Callable[[_Candidate], float]:
-    return lambda one: view.model.leave_gain_s(one.flow)
+    with_data = bool(view.ranges)
+    return lambda one: view.model.leave_gain_s(one.flow, with_data)
 
 
 def _places_of_initiators(view: View) -> dict[tuple[str, str], dict[str, int]]:
@@ -64,6 +90,15 @@ def _places_of_initiators(view: View) -> dict[tuple[str, str], dict[str, int]]:
             counts = places.setdefault((session.volume_id, session.initiator), {})
             counts[member] = counts.get(member, 0) + 1
     return places
+
+
+def _touched(view: View, volume_ids: set[str]) -> dict[tuple[str, str], list[RangeFlow]]:
+    """What is touched of these volumes, by volume and the member that owns it."""
+    found: dict[tuple[str, str], list[RangeFlow]] = {}
+    for one in view.ranges:
+        if one.volume_id in volume_ids:
+            found.setdefault((one.volume_id, one.owner), []).append(one)
+    return found
 
 
 def _emptiest(view: View, destinations: Iterable[str]) -> list[str]:
@@ -86,17 +121,20 @@ def _decide(
     one: _Candidate,
     targets: list[str],
     siblings: dict[tuple[str, str], dict[str, int]],
+    touched: Mapping[tuple[str, str], list[RangeFlow]],
     total_s: float,
     before: float,
 ) -> Decision:
     session, source = one.session, one.flow.member
 
-    def decision(taken: bool, to: str, reason: str, effect: Effect | None = None, urgent: bool = False) -> Decision:
+    def decision(
+        taken: bool, to: str, reason: str, effect: Effect | None = None, urgent: bool = False, copying_s: float = 0.0
+    ) -> Decision:
         gain_s = 0.0 if effect is None else effect.gain_s
         after = view.model.efficiency_of(total_s - gain_s)
         return Decision(
-            Kind.MOVE, taken, session.volume_id, source, to, reason, before, after, gain_s, cost_of(session, rules),
-            urgent, session.id, session.initiator,
+            Kind.MOVE, taken, session.volume_id, source, to, reason, before, after, gain_s,
+            cost_of(session, rules) + copying_s, urgent, session.id, session.initiator, with_data=copying_s > 0,
         )  # fmt: skip
 
     if session.held:
@@ -118,10 +156,41 @@ def _decide(
         return decision(False, best, reason, effect)
     if one.beside and effect.gain_s >= 0:
         return decision(True, best, "two sessions of one initiator are not to end together", effect)
-    reason = _not_worth_it(effect, cost_of(session, rules), rules)
-    if reason:
+    reason = _not_worth_it(effect, cost_of(session, rules), rules.gain_min, rules.horizon_s)
+    if not reason:
+        return decision(True, best, _why(view, one, best), effect)
+    together = _together(view, rules, one, apart, touched.get((session.volume_id, source), ()))
+    if together is None:
         return decision(False, best, reason, effect)
-    return decision(True, best, _why(view, one, best), effect)
+    data = f"with {together.size_bytes / (1 << 20):.0f} MiB that it touches at {source}"
+    why = _why(view, one, together.to)
+    return decision(True, together.to, f"{data}: {why}", together.effect, copying_s=together.cost_s)
+
+
+def _together(
+    view: View, rules: Rules, one: _Candidate, targets: Iterable[str], ranges: Sequence[RangeFlow]
+) -> _Together | None:
+    """The best of these members to go to with all that it touches where it is, if that is worth it."""
+    session = one.session
+    moved_ago_s = view.now_s - view.moved.get(session.volume_id, float("-inf"))
+    if not ranges or moved_ago_s < rules.rest_s or any(stays(view, rules, each) for each in ranges):
+        return None
+    size_bytes = sum(each.size_bytes for each in ranges)
+    roomy = [
+        name
+        for name in targets
+        if free_bytes(view, name) >= size_bytes and pool_use(view, name, size_bytes) < rules.pool_high
+    ]
+    if not roomy:
+        return None
+    to, effect = max(
+        ((name, view.model.effect_of_move_with(one.flow, ranges, name)) for name in roomy),
+        key=lambda found: found[1].gain_s,
+    )
+    cost_s = sum(copying_s(each, rules) for each in ranges)
+    if _not_worth_it(effect, cost_of(session, rules) + cost_s, rules.gain_with_data_min, rules.data_horizon_s):
+        return None
+    return _Together(to, effect, cost_s, size_bytes)
 
 
 def cost_of(session: SessionLoad, rules: Rules = RULES) -> float:
@@ -137,20 +206,22 @@ def _not_now(view: View, rules: Rules, session: SessionLoad) -> str:
         return "it did not obey the last time"
     if session.volume_id in view.busy:
         return "something of its volume is being moved"
+    if session.volume_id in view.following:
+        return "it was moved lately, for what it touches to follow it"
     rest_s = rules.rest_s - (view.now_s - view.migrated.get(session.volume_id, float("-inf")))
     if rest_s > 0:
         return f"data of its volume was migrated lately; {rest_s:.0f} s to go"
     return ""
 
 
-def _not_worth_it(effect: Effect, cost_s: float, rules: Rules) -> str:
+def _not_worth_it(effect: Effect, cost_s: float, gain_min: float, horizon_s: float) -> str:
     if effect.gain_s <= 0:
         return "the group would gain nothing"
-    if effect.gain_s < rules.gain_min * effect.concerned_s:
+    if effect.gain_s < gain_min * effect.concerned_s:
         share = effect.gain_s / effect.concerned_s
         return f"a gain of {share:.1%} of the response times concerned is within what changes by itself"
-    if effect.gain_s * rules.horizon_s < cost_s:
-        return f"{effect.gain_s * rules.horizon_s:.3f} s gained in {rules.horizon_s:.0f} s, at a cost of {cost_s:.3f} s"
+    if effect.gain_s * horizon_s < cost_s:
+        return f"{effect.gain_s * horizon_s:.3f} s gained in {horizon_s:.0f} s, at a cost of {cost_s:.3f} s"
     return ""
 
 

@@ -10,13 +10,24 @@ from collections.abc import Mapping
 from heapq import nlargest, nsmallest
 from typing import Final
 
-from san_target.group.decisions import RULES, Decision, Holding, Kind, Rules, View, actions_at_once
-from san_target.group.efficiency import Effect, RangeFlow
+from san_target.group.decisions import (
+    RULES,
+    Decision,
+    Holding,
+    Kind,
+    Rules,
+    View,
+    actions_at_once,
+    copying_s,
+    free_bytes,
+    pool_use,
+    stays,
+)
+from san_target.group.efficiency import Effect, RangeFlow, flow_of
+from san_target.peer.load_report import SessionLoad
 
 CANDIDATES_MAX: Final = 64
 DESTINATIONS_MAX: Final = 3
-SLACK_BYTES: Final = 64 << 20
-"""What a pool must have left after it took a range."""
 
 
 def plan_migrations(view: View, rules: Rules = RULES) -> list[Decision]:
@@ -32,18 +43,6 @@ def plan_migrations(view: View, rules: Rules = RULES) -> list[Decision]:
     for one in promising:
         decisions.append(_for_load(view, rules, one, _targets(one, idle, destinations), total_s, before))
     return sorted(decisions, key=lambda one: (one.taken, one.urgent, one.gain_s), reverse=True)
-
-
-def _free_bytes(view: View, name: str) -> int:
-    return view.loads[name].pool_free_bytes - SLACK_BYTES
-
-
-def _use(view: View, name: str, extra_bytes: int = 0) -> float:
-    """Share of a pool that is used."""
-    load = view.loads[name]
-    if not load.pool_capacity_bytes:
-        return 1.0
-    return 1.0 - (load.pool_free_bytes - extra_bytes) / load.pool_capacity_bytes
 
 
 def _flow(view: View, holding: Holding) -> RangeFlow:
@@ -69,14 +68,14 @@ def _best(view: View, moved: RangeFlow, names: list[str]) -> tuple[str, Effect] 
     if not names:
         return None
     if moved.owner not in view.model.stations:
-        return min(names, key=lambda name: (_use(view, name), name)), Effect(0.0, 0.0)
+        return min(names, key=lambda name: (pool_use(view, name), name)), Effect(0.0, 0.0)
     effects = ((name, view.model.effect_of_migration(moved, name)) for name in names)
-    return max(effects, key=lambda one: (one[1].gain_s, -_use(view, one[0])))
+    return max(effects, key=lambda one: (one[1].gain_s, -pool_use(view, one[0])))
 
 
 def _drained(view: View, holding: Holding, before: float) -> Decision:
     moved = _flow(view, holding)
-    names = [name for name in view.destinations if _free_bytes(view, name) >= holding.size_bytes]
+    names = [name for name in view.destinations if free_bytes(view, name) >= holding.size_bytes]
     found = _best(view, moved, names)
     if found is None:
         return _decision(
@@ -89,7 +88,7 @@ def _for_space(view: View, rules: Rules, before: float) -> list[Decision]:
     """From each pool that runs full, the range that is touched least."""
     decisions = []
     for name in view.destinations:
-        if _use(view, name) < rules.pool_high:
+        if pool_use(view, name) < rules.pool_high:
             continue
         decision = _relief(view, rules, name, before)
         if decision is not None:
@@ -104,14 +103,14 @@ def _relief(view: View, rules: Rules, full: str, before: float) -> Decision | No
             name
             for name in view.destinations
             if name != full
-            and _use(view, name, holding.size_bytes) < rules.pool_low
-            and _free_bytes(view, name) >= holding.size_bytes
+            and pool_use(view, name, holding.size_bytes) < rules.pool_low
+            and free_bytes(view, name) >= holding.size_bytes
         ]
         moved = _flow(view, holding)
         found = _best(view, moved, names)
         if found is not None:
-            theirs = f"that of {found[0]} {_use(view, found[0]):.0%}"
-            reason = f"the pool of member {full} is {_use(view, full):.0%} full, {theirs}"
+            theirs = f"that of {found[0]} {pool_use(view, found[0]):.0%}"
+            reason = f"the pool of member {full} is {pool_use(view, full):.0%} full, {theirs}"
             return _decision(view, moved, True, found[0], reason, before, found[1], urgent=True)
     return None
 
@@ -119,16 +118,17 @@ def _relief(view: View, rules: Rules, full: str, before: float) -> Decision | No
 def _for_load(
     view: View, rules: Rules, moved: RangeFlow, targets: list[str], total_s: float, before: float
 ) -> Decision:
-    names = [name for name in targets if _free_bytes(view, name) >= moved.size_bytes]
+    names = [name for name in targets if free_bytes(view, name) >= moved.size_bytes]
     found = _best(view, moved, names)
     if found is None:
         return _decision(view, moved, False, "", "no other pool has room for it", before)
     to, effect = found
     after = view.model.efficiency_of(total_s - effect.gain_s)
     reason = (
-        _stays(view, rules, moved)
-        or _resting(view, rules, moved.volume_id)
-        or _not_worth_it(effect, cost_of(moved, rules), rules)
+        stays(view, rules, moved)
+        or _resting(view, rules, moved.volume_id, to)
+        or _not_worth_it(effect, copying_s(moved, rules), rules)
+        or _rather_its_session(view, rules, moved, effect)
     )
     if reason:
         return _decision(view, moved, False, to, reason, before, effect, after)
@@ -155,15 +155,12 @@ def _is_in(name: str, names: list[str]) -> bool:
     return index < len(names) and names[index] == name
 
 
-def cost_of(moved: RangeFlow, rules: Rules = RULES) -> float:
-    """Response time that copying it costs the others."""
-    return rules.move_s + moved.size_bytes * rules.copy_byte_s
-
-
-def _resting(view: View, rules: Rules, volume_id: str) -> str:
-    """Why this volume is left alone for the time being, or ""."""
+def _resting(view: View, rules: Rules, volume_id: str, to: str = "") -> str:
+    """Why this volume is left alone for the time being, or "". to: where some of it would go."""
     if volume_id in view.busy:
         return "something of this volume is being moved"
+    if to and view.following.get(volume_id) == to:
+        return ""  # its session went ahead: that was one decision
     lately: Mapping[str, Mapping[str, float]] = {
         "a session of it was moved": view.moved,
         "it was migrated": view.migrated,
@@ -172,15 +169,6 @@ def _resting(view: View, rules: Rules, volume_id: str) -> str:
         rest_s = rules.rest_s - (view.now_s - times.get(volume_id, float("-inf")))
         if rest_s > 0:
             return f"{what} lately; {rest_s:.0f} s to go"
-    return ""
-
-
-def _stays(view: View, rules: Rules, moved: RangeFlow) -> str:
-    """Some of this range came where it is not long ago."""
-    for (volume_id, start, end), at_s in view.stays.items():
-        left_s = rules.data_stay_s - (view.now_s - at_s)
-        if volume_id == moved.volume_id and start < moved.end_lba and moved.start_lba < end and left_s > 0:
-            return f"some of it was migrated lately, and stays for {left_s:.0f} s"
     return ""
 
 
@@ -194,6 +182,27 @@ def _not_worth_it(effect: Effect, cost_s: float, rules: Rules) -> str:
         gained_s = effect.gain_s * rules.data_horizon_s
         return f"{gained_s:.2f} s gained in {rules.data_horizon_s:.0f} s, at a cost of {cost_s:.2f} s"
     return ""
+
+
+def _rather_its_session(view: View, rules: Rules, moved: RangeFlow, effect: Effect) -> str:
+    """Why a range does not go to a session that may come to it, and relieves a busy member by that; or ""."""
+    ingress = max(moved.by_ingress, key=lambda name: (moved.by_ingress[name], name))
+    if ingress == moved.owner or ingress in view.leaving or moved.owner not in view.destinations:
+        return ""
+    sessions = _sessions(view, ingress, moved.volume_id)
+    if len(sessions) != 1 or sessions[0].held or _sessions(view, moved.owner, moved.volume_id):
+        return ""
+    if view.sulking.get((moved.volume_id, sessions[0].initiator), 0.0) > view.now_s:
+        return ""
+    more_s = view.model.effect_of_move(flow_of(sessions[0], ingress), moved.owner).gain_s - effect.gain_s
+    return (
+        f"more is gained when its session goes to {moved.owner}" if more_s > rules.gain_min * effect.concerned_s else ""
+    )
+
+
+def _sessions(view: View, member: str, volume_id: str) -> list[SessionLoad]:
+    load = view.loads.get(member)
+    return [] if load is None else [one for one in load.details if one.volume_id == volume_id]
 
 
 def _why(view: View, moved: RangeFlow, to: str) -> str:
@@ -226,7 +235,7 @@ def _decision(
         before,
         before if after is None else after,
         0.0 if effect is None else effect.gain_s,
-        cost_of(moved),
+        copying_s(moved),
         urgent,
         start_lba=moved.start_lba,
         end_lba=moved.end_lba,

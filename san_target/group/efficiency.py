@@ -13,8 +13,8 @@ it, and judging a change costs the same in a group of three and of five thousand
 waited, divided by it: 1 is as good as it gets, 0.5 is twice the response time.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from san_target.peer.load_report import MemberLoad, SessionLoad
@@ -197,10 +197,33 @@ class Model:
         remote_s = flow.iops * flow.remote_at(flow.member) * self.costs.hop_s
         return Effect(before_s - after_s - hops_s, before_s + remote_s)
 
-    def leave_gain_s(self, flow: Flow) -> float:
-        """About the most that moving a session anywhere could gain: to choose those that are worth a closer look."""
+    def effect_of_move_with(self, flow: Flow, ranges: Sequence[RangeFlow], to: str) -> Effect:
+        """Of a session that goes to another member, and of ranges that its member owns and that go there after it."""
+        here = {name: replace(self.stations[name]) for name in (flow.member, to)}
+        part = Model(self.costs, here)
+        before_s = part.total_s()
+        touched = sum(one.by_ingress.get(flow.member, 0.0) for one in ranges)
+        # What comes through its member to these ranges may be of other sessions too.
+        share = min(1.0, flow.iops * flow.owners.get(flow.member, 0.0) / touched) if touched else 0.0
+        part.move(flow, to)
+        for one in ranges:
+            goes = share * one.by_ingress.get(flow.member, 0.0)
+            by_ingress = dict(one.by_ingress)
+            by_ingress[flow.member] = by_ingress.get(flow.member, 0.0) - goes
+            by_ingress[to] = by_ingress.get(to, 0.0) + goes
+            part.migrate(replace(one, by_ingress=by_ingress), to)
+        remote_s = flow.iops * flow.remote_at(flow.member) * self.costs.hop_s
+        return Effect(before_s - part.total_s(), before_s + remote_s)
+
+    def leave_gain_s(self, flow: Flow, with_data: bool = False) -> float:
+        """About the most that moving a session anywhere could gain: to choose those that are worth a closer look.
+
+        with_data: what it touches at its member may go with it.
+        """
         old = self.stations[flow.member]
         at_old = self._session_deltas(flow, flow.member)[0]
+        if with_data:
+            at_old -= flow.owners.get(flow.member, 0.0) * self.serve_work(flow.iops, flow.bytes_each)
         best = max(flow.owners.values(), default=0.0)
         there = flow.iops * max(0.0, best - flow.owners.get(flow.member, 0.0)) * self.costs.hop_s
         return old.response_s() - old.response_s(at_old) + there

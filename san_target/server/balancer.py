@@ -71,6 +71,7 @@ class _Known:
     stays: dict[tuple[str, int, int], float]
     sulking: dict[tuple[str, str], float]
     busy: frozenset[str]
+    following: dict[str, str]
 
 
 def decide(known: _Known) -> tuple[View, list[Decision]]:
@@ -88,6 +89,7 @@ def decide(known: _Known) -> tuple[View, list[Decision]]:
         known.busy,
         range_flows(known.loads, known.maps.get),
         [*holdings(known.maps, known.maps.get, known.to_give)] if known.to_give else [],
+        known.following,
     )
     decisions = [*plan_moves(view), *plan_migrations(view)]
     decisions.sort(key=lambda one: (one.taken, one.urgent, one.gain_s), reverse=True)
@@ -110,6 +112,7 @@ class Balancer:
         self._migrated: dict[str, float] = {}
         self._stays: dict[tuple[str, int, int], float] = {}
         self._sulking: dict[tuple[str, str], float] = {}
+        self._following: dict[str, tuple[str, float]] = {}
         self._reports_at_action: dict[str, tuple[int, int]] = {}
         self._actions: deque[BalanceAction] = deque(maxlen=ACTIONS_KEPT)
         self._looks = 0
@@ -244,6 +247,8 @@ class Balancer:
                 del times[volume_id]
         for place in [old for old, at_s in self._stays.items() if now_s - at_s > RULES.data_stay_s]:
             del self._stays[place]
+        for volume_id in [old for old, (_, until_s) in self._following.items() if until_s < now_s]:
+            del self._following[volume_id]
         for key in [old for old, until_s in self._sulking.items() if until_s < now_s]:
             del self._sulking[key]
         return _Known(
@@ -262,6 +267,7 @@ class Balancer:
             dict(self._stays),
             dict(self._sulking),
             self._parts.volumes_moving(),
+            {volume_id: to for volume_id, (to, _) in self._following.items()},
         )
 
     # Carrying out -----------------------------------------------------------------------------------------------------
@@ -299,6 +305,8 @@ class Balancer:
             outcome = Outcome(reason=str(error))
         now_s = self._member.environment.now_s()
         self._moved[decision.volume_id] = now_s
+        if decision.with_data and not outcome.reason:
+            self._following[decision.volume_id] = decision.destination, now_s + RULES.follow_s
         if outcome.dropped or outcome.reason:
             self._sulking[decision.volume_id, decision.initiator] = now_s + RULES.sulk_s
         return outcome.reason or ("it did not go by itself, and was dropped" if outcome.dropped else "")

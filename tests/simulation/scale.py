@@ -110,6 +110,7 @@ class World:
     copying: list[tuple[float, Connection, str, str]] = field(default_factory=list)
     moved: dict[str, float] = field(default_factory=dict)
     migrated: dict[str, float] = field(default_factory=dict)
+    following: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.counts = dict.fromkeys(self.trace.members, 0)
@@ -268,6 +269,11 @@ class Ours(Policy):
             stays=world.stays,
             busy=frozenset(one.volume for _, one, _, _ in world.copying),
             ranges=list(_ranges(world)) if self.migrates else (),
+            following={
+                volume: to
+                for volume, to in world.following.items()
+                if world.now_s - world.moved[volume] <= RULES.follow_s
+            },
         )
         decisions = [*plan_moves(view), *(plan_migrations(view) if self.migrates else ())]
         taken = chosen(decisions, RULES, len(loads))
@@ -276,6 +282,9 @@ class Ours(Policy):
             self.efficiency_fell = max(self.efficiency_fell, one.before - one.after)
             if one.kind is Kind.MOVE:
                 world.moved[one.volume_id] = world.now_s
+                world.following.pop(one.volume_id, None)
+                if one.with_data:
+                    world.following[one.volume_id] = one.destination
                 world.place(world.trace.connections[int(one.session)], one.destination)
             else:
                 owner = world.trace.connections[int(one.volume_id[1:])]
