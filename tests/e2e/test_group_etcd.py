@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from san_target.server.environment import LEASE_TTL_S
+from san_target.server.last_known import OLD
 from tests.support.etcd import EtcdCluster
 from tests.support.group import Group, running
 from tests.support.group_trial import Trial
@@ -57,6 +59,38 @@ def test_a_group_goes_on_without_one_etcd_and_without_one_member(group: Group, c
     volume = group.create_volume("later", 3 << 20)
     assert len(group.owners(volume)) == 3
     assert [member.stop() for member in group] == [0, 0, 0]
+
+
+def test_io_goes_on_without_the_etcd(group: Group, cluster: EtcdCluster) -> None:
+    """All of it stands still for longer than a lease: forwarded I/O too goes on, who looks is told what is known, and
+    afterwards everything is as before by itself."""
+    logins = {}
+
+    async def story(trial: Trial) -> None:
+        await trial.work(0.5)
+        for etcd in cluster.members:
+            etcd.pause()
+        await trial.flows()
+        await trial.work(LEASE_TTL_S + 2)
+        await trial.flows()
+        for member in group:
+            status = await asyncio.to_thread(member.ask, "GET", "/group")
+            assert status["state"] == "degraded"
+            assert OLD in status["reasons"]
+            assert [one["reason"] for one in await asyncio.to_thread(member.ask, "GET", "/volumes")] == [OLD] * 2
+        logins.update(trial.fleet.report())
+        for etcd in cluster.members:
+            etcd.resume()
+        await trial.recovery(
+            "an etcd that stood still for longer than a lease: everything, from its going on", time.monotonic()
+        )
+        await trial.work(3.0)
+
+    report = Trial(group).play(story)
+    assert logins["logins"] == logins["sessions"], "a session was lost while the store was away"
+    assert report["reads"] > logins["reads"]
+    group.wait_until_active()
+    wait_for(lambda: all(member.ask("GET", "/group")["state"] == "ok" for member in group), 60, "all is well again")
 
 
 @needs_root
