@@ -4,6 +4,8 @@
 # make bench    speed against tgt
 # make bench-clients    the simulated initiator beside the C load client
 # make bench-map    a partition map of a million ranges
+# make bench-migration    speed of migrations, and what applications see of them
+# make bench-balance      a group with all load at one member, over time
 #
 # ARGS is handed on:  make demo ARGS="--volume media=20G"   make test ARGS="tests/unit -x"
 
@@ -15,7 +17,7 @@ ARGS ?=
 PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11; do \
 	"$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$candidate" && break; done)
 
-.PHONY: setup demo test check simulate bench bench-clients bench-map clean tools
+.PHONY: setup demo test check simulate bench bench-clients bench-map bench-migration bench-balance clean tools
 
 setup: $(VENV)/.stamp tools
 
@@ -50,6 +52,12 @@ bench-clients: setup
 
 bench-map: $(VENV)/.stamp
 	$(BIN)/python -m tests.bench.large_map $(ARGS)
+
+bench-migration: $(VENV)/.stamp
+	$(BIN)/python -m tests.bench.migration $(ARGS)
+
+bench-balance: $(VENV)/.stamp
+	$(BIN)/python -m tests.bench.balance $(ARGS)
 
 # One run of a whole group under virtual time: make simulate SEED=7 ARGS="--scenario group-calm"
 SEED ?= 1
