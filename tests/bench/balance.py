@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -100,7 +101,19 @@ def watch(group: Group, seconds: float, before_s: float) -> Seen:
             what = f"{decision['volume']} from {decision['source']} to {decision['destination']}: {decision['reason']}"
             seen.moved_s.append((count_s - began_s, decision["kind"], what))
         actions = len(balance["actions"])
+        tell_step(seen)
     return seen
+
+
+def tell_step(seen: Seen) -> None:
+    """The last one."""
+    busy = " ".join(f"{name} {share:4.0%}" for name, share in seen.cpu[-1].items())
+    where = " ".join(f"{count}" for count in seen.sessions[-1].values())
+    print(
+        f"{seen.at_s[-1]:5.0f} s  {seen.efficiency[-1]:6.3f} {seen.iops[-1]:7.0f} IOPS"
+        f" {seen.forwarded[-1]:7.0f} forwarded  at {where}  CPU {busy}",
+        flush=True,
+    )
 
 
 def draw(seen: Seen, file: Path) -> None:
@@ -164,12 +177,6 @@ def run(group: Group, options: argparse.Namespace) -> tuple[Seen, list[dict[str,
 
 def tell(seen: Seen, reports: list[dict[str, Any]]) -> bool:
     """Print it; whether all is as it should be."""
-    for at_s, efficiency, iops, forwarded, sessions, cpu in zip(
-        seen.at_s, seen.efficiency, seen.iops, seen.forwarded, seen.sessions, seen.cpu, strict=True
-    ):
-        busy = " ".join(f"{name} {share:4.0%}" for name, share in cpu.items())
-        where = " ".join(f"{count}" for count in sessions.values())
-        print(f"{at_s:5.0f} s  {efficiency:6.3f} {iops:7.0f} IOPS {forwarded:7.0f} forwarded  at {where}  CPU {busy}")
     for at_s, kind, what in seen.moved_s:
         print(f"{at_s - seen.began_s:5.1f} s after the policy became adaptive: {kind} of {what}")
     last_s = max((at_s for at_s, _, _ in seen.moved_s), default=seen.began_s) - seen.began_s
@@ -199,6 +206,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))  # so that nothing is left behind
     try:
         with tempfile.TemporaryDirectory() as place, running(Group(Path(place))) as group:
             seen, reports = run(group, options)

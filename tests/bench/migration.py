@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -264,6 +265,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))  # so that nothing is left behind
     with (
         tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory) as place,
         running(Group(Path(place), 2)) as group,
