@@ -17,7 +17,7 @@ ARGS ?=
 PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11; do \
 	"$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$candidate" && break; done)
 
-.PHONY: setup demo test check simulate bench bench-clients bench-map bench-migration bench-balance clean tools
+.PHONY: setup demo test check simulate simulate-long simulate-mutants bench bench-clients bench-map bench-migration bench-balance clean tools
 
 setup: $(VENV)/.stamp tools
 
@@ -63,6 +63,17 @@ bench-balance: $(VENV)/.stamp
 SEED ?= 1
 simulate: $(VENV)/.stamp
 	$(BIN)/python -m tests.simulation --seed $(SEED) $(ARGS)
+
+# Many runs over all scenarios and cores: make simulate-long SEEDS=5000 FIRST=100000
+FIRST ?= 10000
+SEEDS ?= 2000
+simulate-long: $(VENV)/.stamp
+	$(BIN)/python -m tests.simulation --seeds $(FIRST) $(SEEDS) $(ARGS)
+
+# Rules dropped from the product, each to be found from seeds that nobody chose: make simulate-mutants SEEDS=200
+simulate-mutants: SEEDS = 60
+simulate-mutants: $(VENV)/.stamp
+	$(BIN)/python -m tests.simulation --mutants --seeds $(FIRST) $(SEEDS) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/bench/build

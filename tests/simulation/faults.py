@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
@@ -100,6 +101,11 @@ async def _isolate(world: World, fault: Fault) -> None:
         world.network.heal(other.name, member.name)
 
 
+async def _cut_off(world: World, fault: Fault) -> None:
+    """A member is alone just long enough for its initiators to go elsewhere, and no longer than it keeps commands."""
+    await _isolate(world, dataclasses.replace(fault, number=2))
+
+
 async def _drop_link(world: World, fault: Fault) -> None:
     """A connection between two members is reset."""
     machine = world.pick(world.members, fault.whom).machine
@@ -127,6 +133,32 @@ async def _migrate(world: World, fault: Fault) -> None:
         end_lba=(first + count) * world.region_blocks,
     )
     await asked.ask(lambda service: service.start_migrations(request))
+
+
+async def _move_session(world: World, fault: Fault) -> None:
+    """The operator moves a session to another member."""
+    asked = world.pick(world.members, fault.whom)
+    found = await asked.ask(lambda service: service.sessions())
+    sessions = [] if found is None else sorted(found.sessions, key=lambda each: (each.initiator, each.isid))
+    if sessions:
+        session = world.pick(sessions, fault.other)
+        to = world.pick([each.name for each in world.members if each.name != session.member], fault.number)
+        await asked.ask(lambda service: service.move_session(session.id, to))
+
+
+async def _drain(world: World, fault: Fault) -> None:
+    """A member is to be idle: its sessions and its blocks go to others. After a while it is taken into use again."""
+    asked, name = world.pick(world.members, fault.whom), world.pick(world.members, fault.other).name
+    await asked.ask(lambda service: service.drain_member(name))
+    await asyncio.sleep(fault.for_s)
+    for member in world.members:
+        if await member.ask(lambda service: service.activate_member(name)) is not None:
+            return
+
+
+async def _balance(world: World, fault: Fault) -> None:
+    """The balancer acts now, if it finds something to do."""
+    await world.pick(world.members, fault.whom).ask(lambda service: service.balance("run"))
 
 
 async def _slow_network(world: World, fault: Fault) -> None:
@@ -253,8 +285,12 @@ FAULTS: Final[dict[str, Callable[[World, Fault], Coroutine[Any, Any, None]]]] = 
     "drop": _drop,
     "part": _part,
     "isolate": _isolate,
+    "cut off": _cut_off,
     "drop link": _drop_link,
     "migrate": _migrate,
+    "move session": _move_session,
+    "drain": _drain,
+    "balance": _balance,
     "slow network": _slow_network,
     "kill": _kill,
     "kill in a job": _kill_in_a_job,
@@ -275,8 +311,10 @@ DURATION_S: Final = {
     "drop": (0.0, 0.0),
     "part": (0.5, 25.0),
     "isolate": (0.5, 25.0),
+    "cut off": (14.0, 20.0),
     "slow network": (0.1, 2.0),
     "pause": (0.01, 16.0),
+    "drain": (0.5, 12.0),
     "slow disk": (0.1, 2.0),
     "full disk": (0.1, 3.0),
     "flush fails": (0.2, 0.5),

@@ -1,46 +1,37 @@
 """Faults in the product's own code, made on purpose: each drops one rule, and the simulation must notice.
 
 A row names the rule, with the number it has in the architecture's list of interleavings where it has one, how the code
-is changed while a run lasts, and the scenario that is to find it. A mutant that is not found within its seeds means
-that the simulation is blind for what the rule protects from.
+is changed while a run lasts, and the scenario that finds it. A mutant that is not found within its seeds means that the
+simulation is blind for what the rule protects from.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from unittest import mock
 
-from san_target.group.membership import Membership
-from san_target.scsi.logical_unit import LogicalUnit
-from san_target.scsi.reservations import Reservations
-from san_target.session import task_management
-from san_target.session.connection import Connection
-from san_target.session.tasks import TaskBarrier
-from san_target.storage.journal import Journal
-from san_target.storage.memory import MemoryFile
-from san_target.volume.local import LocalBlocks
-from san_target.volume.range_locks import RangeLocks
+from tests.simulation import mutations as m
+from tests.simulation import mutations_moving as moving
+from tests.simulation.mutations import Patch
 
-SEEDS: Final = 60
-
-Patch = tuple[object, str, Any]
+TRIED: Final = 40
+"""How many seeds from the one that is known to find it on, where the product has changed since."""
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """rule: what is dropped; number: of the rule, 0 = it has none. patches: (object, attribute, new value)."""
+    """rule: what is dropped; number: of the rule, 0 = it has none. scenario, seed: that find it, and the seeds before
+    it do not; None: no seed has found it yet. patches: (object, attribute, new value)."""
 
     name: str
-    rule: str
     number: int
+    rule: str
     scenario: str
+    seed: int | None
     patches: Callable[[], list[Patch]]
-    seeds: int = SEEDS
-    first_seed: int = 0
 
 
 @contextlib.contextmanager
@@ -52,154 +43,279 @@ def mutated(name: str | None) -> Iterator[None]:
         yield
 
 
-# --- what is dropped --------------------------------------------------------------------------------------------------
+_TABLE: Final = (
+    Mutant(
+        "failed-fdatasync-forgotten",
+        26,
+        "a failed fdatasync fails the file until the operator acts",
+        "one-flushes",
+        5,
+        m.flush_remembers_failures_as_success,
+    ),
+    Mutant(
+        "flush-skipped",
+        32,
+        "a flush is left out only if no change ended since the start of the last good one",
+        "one-flushes",
+        4,
+        m.flush_is_skipped_after_a_change,
+    ),
+    Mutant(
+        "flush-joined-late",
+        32,
+        "a flush joins only an fdatasync that has not begun",
+        "one-flushes",
+        None,
+        m.flush_joins_one_that_runs,
+    ),
+    Mutant(
+        "no-range-locks",
+        8,
+        "what is not finished inline holds a range lock",
+        "one",
+        0,
+        m.locks_are_ignored,
+    ),
+    Mutant(
+        "reads-ignore-locks",
+        8,
+        "what is done at once does not run into a lock",
+        "one",
+        0,
+        m.reads_at_once_ignore_locks,
+    ),
+    Mutant(
+        "atomic-write-without-journal",
+        0,
+        "an atomic write goes through the journal",
+        "one-atomic",
+        8,
+        m.atomic_writes_have_no_journal,
+    ),
+    Mutant(
+        "journal-not-replayed",
+        0,
+        "a start completes interrupted atomic writes",
+        "one-atomic",
+        12,
+        m.journal_is_not_replayed,
+    ),
+    Mutant(
+        "no-flush-at-the-end",
+        0,
+        "a member that ends flushes every volume",
+        "one-ends",
+        1,
+        m.nothing_is_flushed_at_the_end,
+    ),
+    Mutant(
+        "fua-ignored",
+        0,
+        "a write with FUA is durable when it is answered",
+        "one-forced",
+        0,
+        m.force_unit_access_is_ignored,
+    ),
+    Mutant(
+        "flags-not-refreshed",
+        0,
+        "the hot path's flags follow each change of reservations",
+        "one-fencing",
+        None,
+        m.flags_are_not_refreshed,
+    ),
+    Mutant(
+        "barriers-do-not-wait",
+        30,
+        "task management, logout and reinstatement answer when every task has ended",
+        "group-impatient",
+        None,
+        m.barriers_do_not_wait,
+    ),
+    Mutant(
+        "flush-at-home",
+        32,
+        "a flush goes to every owner of the range",
+        "group-flushes",
+        10,
+        m.flush_stays_at_home,
+    ),
+    Mutant(
+        "logins-ask-nobody",
+        28,
+        "a login waits for what its initiator began at other members",
+        "group-impatient",
+        None,
+        m.others_are_not_asked_at_a_login,
+    ),
+    Mutant(
+        "results-forgotten",
+        33,
+        "an owner remembers the results of changes",
+        "group-compares",
+        5,
+        m.results_are_forgotten,
+    ),
+    Mutant(
+        "lost-changes-sent-anew",
+        33,
+        "a change that was lost is only asked of the same life of the same owner",
+        "group-compares",
+        5,
+        m.a_new_life_is_asked_again,
+    ),
+    Mutant(
+        "parts-done-again",
+        13,
+        "finished parts of a request are not repeated",
+        "group-split",
+        9,
+        m.all_parts_are_done_again,
+    ),
+    Mutant(
+        "preempt-asks-nobody",
+        31,
+        "a PREEMPT is answered when every member has taken it over",
+        "group-fencing",
+        0,
+        m.members_are_not_asked_at_a_preempt,
+    ),
+    Mutant(
+        "lease-ignored",
+        17,
+        "a volume with reservations is not served without a lease",
+        "group-fenced-apart",
+        None,
+        m.lease_does_not_matter,
+    ),
+    Mutant(
+        "standing-still-unnoticed",
+        23,
+        "a member that stood still ends its sessions unexecuted",
+        "group-stalled",
+        None,
+        m.standing_still_is_not_noticed,
+    ),
+    Mutant(
+        "stamps-do-not-age",
+        28,
+        "owners refuse requests with a stamp older than 2 s",
+        "group-isolated",
+        None,
+        m.stamps_do_not_age,
+    ),
+    Mutant(
+        "not-mirrored",
+        7,
+        "changes during a migration reach the destination too",
+        "group-calm-moves",
+        0,
+        moving.nothing_is_mirrored,
+    ),
+    Mutant(
+        "copy-without-lock",
+        6,
+        "blocks are copied under their range lock",
+        "moved-wide",
+        1,
+        moving.copies_take_no_lock,
+    ),
+    Mutant(
+        "spoiled-commit",
+        4,
+        "only a whole clean attempt is committed",
+        "moved-full",
+        3,
+        moving.spoiled_attempts_are_committed,
+    ),
+    Mutant(
+        "commit-without-lock",
+        4,
+        "the piece is taken exclusively before it is sealed",
+        "group-calm-moves",
+        1,
+        moving.commits_take_no_lock,
+    ),
+    Mutant(
+        "mirror-optional-in-doubt",
+        1,
+        "while the outcome of a commit is unknown the mirror is mandatory",
+        "moved-cut-in-doubt",
+        18,
+        moving.the_mirror_may_fail_in_doubt,
+    ),
+    Mutant(
+        "commit-resolved-by-a-read",
+        1,
+        "an old value in the store never says that a commit failed",
+        "moved-late-commit",
+        2,
+        moving.an_old_value_says_not_committed,
+    ),
+    Mutant(
+        "prepare-punches-nothing",
+        4,
+        "PREPARE empties the piece at every attempt",
+        "moved-stale",
+        5,
+        moving.prepare_empties_nothing,
+    ),
+    Mutant(
+        "seal-not-durable",
+        3,
+        "a sealed piece is durable",
+        "moved-power",
+        None,
+        moving.sealing_makes_nothing_durable,
+    ),
+    Mutant(
+        "generations-ignored",
+        16,
+        "an owner serves equal generations only",
+        "group-moves",
+        None,
+        moving.generations_do_not_matter,
+    ),
+    Mutant(
+        "held-record-ignored",
+        24,
+        "a range is served only if the pool's record says that it is here",
+        "moved-links-in-doubt",
+        3,
+        moving.the_record_of_what_is_held_does_not_matter,
+    ),
+    Mutant(
+        "epochs-ignored",
+        29,
+        "an owner looks at the volume's epoch when it carries a request out",
+        "group-fencing",
+        None,
+        m.epochs_do_not_matter,
+    ),
+    Mutant(
+        "mirror-not-drained",
+        7,
+        "a copy waits for the changes that were begun before the mirror was on",
+        "moved-wide",
+        None,
+        moving.earlier_changes_are_not_waited_for,
+    ),
+    Mutant(
+        "sealed-piece-dropped",
+        2,
+        "a destination drops a sealed piece only if the store says that it is not its own",
+        "moved-killed",
+        0,
+        moving.what_was_sealed_is_dropped_at_a_start,
+    ),
+    Mutant(
+        "late-punch",
+        5,
+        "a piece is cleared away only while it is not back",
+        "group-back-and-forth",
+        18,
+        moving.blocks_that_come_back_may_still_be_cleared,
+    ),
+)
 
-
-def _flush_remembers_failures_as_success() -> list[Patch]:
-    def fail(self: MemoryFile, reason: str) -> None:
-        if not reason.startswith("fdatasync failed"):
-            self._failure = self._failure or reason
-
-    return [(MemoryFile, "fail", fail)]
-
-
-def _flush_is_skipped_after_a_change() -> list[Patch]:
-    """A change that ended while the fdatasync ran counts as flushed."""
-
-    async def flush_after(self: LocalBlocks, running: Any) -> None:
-        if running is not None:
-            await asyncio.wait([running])
-        self._flush_running, self._flush_next = self._flush_next, None
-        try:
-            await self._threads.start_slow(self._file.flush)
-            self._changes_flushed = self._changes
-        finally:
-            self._flush_running = None
-
-    return [(LocalBlocks, "_flush_after", flush_after)]
-
-
-def _flush_joins_one_that_runs() -> list[Patch]:
-    original = LocalBlocks.flush
-
-    async def flush(self: LocalBlocks, lba: int, blocks: int) -> None:
-        if self._flush_running is None:
-            await original(self, lba, blocks)
-            return
-        await asyncio.wait([self._flush_running])
-        if self._file.failed:
-            await original(self, lba, blocks)
-
-    return [(LocalBlocks, "flush", flush)]
-
-
-def _locks_are_ignored() -> list[Patch]:
-    return [
-        (RangeLocks, "conflicts", lambda _self, _start, _blocks, _exclusive: False),
-        (RangeLocks, "_earlier", lambda _self, _start, _end, _exclusive: []),
-    ]
-
-
-def _reads_at_once_ignore_locks() -> list[Patch]:
-    original = RangeLocks.conflicts
-
-    def conflicts(self: RangeLocks, start: int, blocks: int, exclusive: bool) -> bool:
-        return exclusive and original(self, start, blocks, exclusive)
-
-    return [(RangeLocks, "conflicts", conflicts)]
-
-
-def _atomic_writes_have_no_journal() -> list[Patch]:
-    def write_in(
-        self: Journal,
-        slot: int,
-        volume_id: str,
-        place: Any,
-        offset_bytes: int,
-        payload: bytes,
-        on_journaled: Any = None,
-    ) -> None:
-        place.write(offset_bytes, payload, durable=True)
-
-    return [(Journal, "_write_in", write_in)]
-
-
-def _task_management_answers_early() -> list[Patch]:
-    def carry_out(connection: Connection, answer: Any, respond: Callable[[int], None]) -> None:
-        for owner, task in answer.tasks:
-            task.command.aborted = True
-            owner.abort([task])
-        if answer.then is not None:
-            answer.then()
-        respond(answer.response)
-
-    return [(task_management, "carry_out", carry_out)]
-
-
-def _barriers_do_not_wait() -> list[Patch]:
-    def initialize(self: TaskBarrier, tasks: Any, done: Callable[[], None]) -> None:
-        self._left, self._done = -1, done
-        list(tasks)
-        done()
-
-    return [(TaskBarrier, "__init__", initialize)]
-
-
-MUTANTS: Final[dict[str, Mutant]] = {
-    each.name: each
-    for each in (
-        Mutant(
-            "failed-fdatasync-forgotten",
-            "a failed fdatasync fails the file until the operator acts",
-            26,
-            "one-flushes",
-            _flush_remembers_failures_as_success,
-            200,
-        ),
-        Mutant(
-            "flush-skipped",
-            "a flush is left out only if no change ended since the start of the last good one",
-            32,
-            "one-flushes",
-            _flush_is_skipped_after_a_change,
-        ),
-        Mutant(
-            "flush-joined-late",
-            "a flush joins only an fdatasync that has not begun",
-            32,
-            "one-flushes",
-            _flush_joins_one_that_runs,
-        ),
-        Mutant("no-range-locks", "what is not finished inline holds a range lock", 8, "one", _locks_are_ignored),
-        Mutant(
-            "reads-ignore-locks",
-            "what is done at once must not run into a lock",
-            8,
-            "one",
-            _reads_at_once_ignore_locks,
-        ),
-        Mutant(
-            "atomic-write-without-journal",
-            "an atomic write is all or nothing over a power failure, by an intent journal",
-            0,
-            "one-atomic",
-            _atomic_writes_have_no_journal,
-        ),
-        Mutant(
-            "task-management-early",
-            "a task management response waits for the end of the tasks concerned",
-            30,
-            "group-impatient",
-            _task_management_answers_early,
-        ),
-        Mutant(
-            "barriers-do-not-wait",
-            "logout, reinstatement and task management are final only when every task has ended",
-            30,
-            "group-impatient",
-            _barriers_do_not_wait,
-        ),
-    )
-}
-
-__all__ = ["MUTANTS", "LogicalUnit", "Membership", "Mutant", "Reservations", "mutated"]
+MUTANTS: Final[dict[str, Mutant]] = {each.name: each for each in _TABLE}

@@ -7,6 +7,7 @@ way may have been carried out all the same, and its client cannot know [1]. Watc
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from san_target.metadata.memory import MemoryData, MemoryStore
@@ -31,7 +32,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE_S: Final = 3.0
+LINGERS: Final = 8
 PAGE_ITEMS: Final = 2
+LOOK_S: Final = 0.01
+
+
+class Fate(Enum):
+    """What becomes of the calls of one machine. LOST: they do not arrive; UNHEARD: their answers do not; DEAF: nor
+    does what its watches would tell; LATE: calls that change something arrive when this is over. Their client hears
+    that the store did not answer."""
+
+    LOST = auto()
+    UNHEARD = auto()
+    DEAF = auto()
+    LATE = auto()
 
 
 class StoreServer:
@@ -48,10 +62,27 @@ class StoreServer:
         self.is_away = False
         self.watch_lag_s = (0.0, 0.05)
         self.lags: dict[str, float] = {}  # by machine: how much longer
+        self._fates: dict[str, Fate] = {}
+        self._late: dict[str, list[Callable[[], None]]] = {}
 
     def reaches(self, machine: Machine) -> bool:
         network = self.network
         return not (self.is_away or network.is_cut(machine, self.machine) or network.is_cut(self.machine, machine))
+
+    def fate_of(self, machine: Machine) -> Fate | None:
+        return self._fates.get(machine.name)
+
+    def set_fate(self, machine: Machine, fate: Fate | None, late_s: float = 0.0) -> None:
+        """None: from now on all is well, and what was late arrives after `late_s`."""
+        if fate is not None:
+            self._fates[machine.name] = fate
+            return
+        self._fates.pop(machine.name, None)
+        for arrive in self._late.pop(machine.name, ()):
+            self.loop.call_outside(late_s, arrive)
+
+    def is_late(self, machine: Machine, arrive: Callable[[], None]) -> None:
+        self._late.setdefault(machine.name, []).append(arrive)
 
     def lag(self, machine: Machine) -> float:
         return self.random.uniform(*self.watch_lag_s) + self.lags.get(machine.name, 0.0)
@@ -76,9 +107,32 @@ class SimStore(MemoryStore):
                 heard.set_exception(StoreUnavailable(f"the store does not answer ({what})"))
 
         def arrive() -> None:
-            if not server.reaches(machine):
-                loop.call_outside(server.random.choice((0.0, 0.1, PATIENCE_S)), fail)
+            fate = server.fate_of(machine)
+            if fate is Fate.LOST or (fate is Fate.LATE and not changes):
+                loop.call_outside(PATIENCE_S, fail)
                 return
+            if fate is Fate.LATE:
+                server.is_late(machine, carry_out)
+                loop.call_outside(PATIENCE_S, fail)
+                return
+            if not server.reaches(machine):
+                if changes and server.random.random() < 0.5:
+                    linger(LINGERS)
+                else:
+                    loop.call_outside(server.random.choice((0.0, 0.1, PATIENCE_S)), fail)
+                return
+            carry_out()
+
+        def linger(times: int) -> None:
+            """The network keeps it: its client gives up, and it may be carried out afterwards."""
+            if times == LINGERS:
+                loop.call_outside(PATIENCE_S, fail)
+            if server.reaches(machine):
+                carry_out()
+            elif times:
+                loop.call_outside(1.0, linger, times - 1)
+
+        def carry_out() -> None:
             try:
                 result = function()
             except Exception as error:
@@ -89,7 +143,7 @@ class SimStore(MemoryStore):
             loop.call_outside(network.delay(server.machine, machine), answer, result)
 
         def answer(result: T) -> None:
-            if not server.reaches(machine):
+            if not server.reaches(machine) or server.fate_of(machine) in (Fate.UNHEARD, Fate.DEAF):
                 loop.call_outside(PATIENCE_S, fail)  # done, but nobody hears of it
             elif not heard.done():
                 heard.set_result(result)
@@ -140,6 +194,8 @@ class SimStore(MemoryStore):
         async for batch in super().watch(prefix, from_revision):
             seen_s = max(seen_s, loop.time() + server.lag(machine))
             await _until(loop, seen_s)
+            while server.fate_of(machine) is Fate.DEAF:
+                await _until(loop, loop.time() + LOOK_S)
             if not server.reaches(machine):
                 raise StoreUnavailable("the watch was interrupted")
             yield batch

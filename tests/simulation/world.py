@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -45,6 +47,9 @@ FAULT_WEIGHTS: Final[Mapping[str, int]] = {
     "isolate": 1,
     "drop link": 2,
     "migrate": 4,
+    "move session": 2,
+    "drain": 1,
+    "balance": 1,
     "slow network": 3,
     "kill": 4,
     "kill in a job": 4,
@@ -61,10 +66,16 @@ FAULT_WEIGHTS: Final[Mapping[str, int]] = {
 }
 
 
+Direct = Callable[["World"], AbstractContextManager[None]]
+"""Something that watches a whole run, and meddles with it."""
+
+
 @dataclass(frozen=True)
 class Scenario:
     """What kind of run. duration_s: of the load; faults_s: within what time faults begin; drift: how far clocks run
-    apart at most, as a share; disk_s, network_s: usual delays; reservations: hosts use them."""
+    apart at most, as a share; disk_s, network_s: usual delays; reservations: hosts use them; multipath: how
+    likely it is that they have two paths; always: faults of every run; direct: what else is done. hosts_max, depth_max:
+    cut off what the seed brings, where a failure is being shortened."""
 
     name: str = "usual"
     members: int = 1
@@ -75,9 +86,14 @@ class Scenario:
     weights: Mapping[str, int] = field(default_factory=lambda: FAULT_WEIGHTS)
     load: Load = USUAL_LOAD
     reservations: bool = False
+    multipath: float = 0.4
     disk_s: tuple[float, float] = (0.0001, 0.004)
     network_s: tuple[float, float] = (0.0002, 0.002)
     drift: float = 0.001
+    always: tuple[Fault, ...] = ()
+    direct: Direct | None = None
+    hosts_max: int = 99
+    depth_max: int = 99
 
 
 @dataclass(slots=True)
@@ -120,6 +136,8 @@ class World:
         self._failed_disks = False
         self.faults: list[Fault] = []
         self.numbers: list[int] = []
+        self.complaints: list[str] = []
+        self.beside: list[Coroutine[Any, Any, None]] = []  # what else happens while there is load
 
     def pick(self, options: Sequence[T], index: int) -> T:
         return options[index % len(options)]
@@ -142,7 +160,7 @@ class World:
 
     def crashed(self, member: SimMember) -> None:
         """A member lost what was not flushed."""
-        if self.is_moving():
+        if self.unfinished():
             # Blocks that move are at two members; which of them counts is for the product to know.
             self.book.crash()
             return
@@ -150,10 +168,10 @@ class World:
             if owner == member.name:
                 self.book.crash(start, end - start)
 
-    def is_moving(self) -> bool:
-        """Is there a migration that has not ended?"""
+    def unfinished(self) -> list[str]:
+        """The migrations that have not ended, and why."""
         records = [decode(MigrationRecord, item.value, item.key) for item in self.store.data.range("migrations/").items]
-        return any(record.state not in FINISHED for record in records)
+        return [f"{each.id}: {each.state}: {each.reason}" for each in records if each.state not in FINISHED]
 
     def excuse_full_disks(self, begins: bool) -> None:
         self._full_disks += 1 if begins else -1
@@ -180,7 +198,7 @@ class World:
         for member in self.members:
             member.disk.disk.sector_bytes = block_size
         self.region_blocks = MIB // block_size
-        hosts = chance.randint(*scenario.hosts)
+        hosts = min(chance.randint(*scenario.hosts), scenario.hosts_max)
         source, count = random.Random(f"{self.seed} faults"), chance.randint(*scenario.faults)
         drawn = draw(source, scenario.weights, count, scenario.faults_s)
         self.numbers = list(range(count)) if numbers is None else list(numbers)
@@ -190,6 +208,7 @@ class World:
         await self._until(lambda: all(member.serves for member in self.members), READY_S, "the members serve")
         volume = await self._create_volume(size_bytes, block_size)
         self.plan = plan_for([start for start, _, _ in self.placements()][1:], scenario.load, chance)
+        self.plan.depth = min(self.plan.depth, scenario.depth_max)
         for number in range(hosts):
             personality = chance.choice((OPEN_ISCSI, ESXI, WINDOWS) if volume.multipath else PERSONALITIES)
             members = chance.sample(self.members, 2 if volume.multipath else 1)
@@ -197,7 +216,8 @@ class World:
             self.hosts.append(Host(self, number, personality, portals, volume.iqn))
         for host in self.hosts:
             host.start()
-        striking = [self.loop.create_task(self._strike(fault)) for fault in self.faults]
+        striking = [self.loop.create_task(self._strike(fault)) for fault in (*scenario.always, *self.faults)]
+        striking += [self.loop.create_task(each) for each in self.beside]
         await asyncio.sleep(scenario.duration_s)
         await asyncio.gather(*striking)
         await self._calm_down()
@@ -209,7 +229,7 @@ class World:
             size_bytes=size_bytes,
             block_size=block_size,
             members=tuple(member.name for member in self.members),
-            multipath=len(self.members) > 1 and chance.random() < 0.4,
+            multipath=len(self.members) > 1 and chance.random() < self.scenario.multipath,
         )
         volume = await first.ask(lambda service: service.create_volume(spec))
         if volume is None:
@@ -236,6 +256,7 @@ class World:
             "all commands end",
             lambda: [line for host in self.hosts if not host.is_idle for line in host.unfinished()],
         )
+        await self._until(lambda: not self.unfinished(), CALM_S, "all migrations end", self.unfinished)
         for host in self.hosts:
             host.look(self.plan.everything())
         await self._until(lambda: all(host.has_looked for host in self.hosts), CALM_S, "all is read")
@@ -279,7 +300,8 @@ def simulate(seed: int, scenario: Scenario, numbers: Sequence[int] | None = None
     structlog.configure(processors=[_Log(world)], wrapper_class=structlog.make_filtering_bound_logger(20))
     wrong: list[str] = []
     try:
-        world.loop.run(world.run(numbers), START_S + 3600.0, STEPS_MAX)
+        with contextlib.nullcontext() if scenario.direct is None else scenario.direct(world):
+            world.loop.run(world.run(numbers), START_S + 3600.0, STEPS_MAX)
     except Stuck as error:
         wrong.append(str(error))
     finally:
@@ -287,7 +309,7 @@ def simulate(seed: int, scenario: Scenario, numbers: Sequence[int] | None = None
         structlog.configure(**before)
         if collecting:
             gc.enable()
-    wrong += world.loop.failures
+    wrong += world.loop.failures + world.complaints
     if hasattr(world, "book"):
         wrong += world.book.check()
     return Result(

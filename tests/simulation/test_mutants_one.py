@@ -1,0 +1,12 @@
+"""Rules of one member, dropped one by one: the simulation notices each."""
+
+import pytest
+
+from tests.simulation.mutant_runs import IN_ONE, check
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", IN_ONE)
+def test_it_is_found(name: str) -> None:
+    check(name)
