@@ -58,7 +58,12 @@ def plan_moves(view: View, rules: Rules = RULES) -> list[Decision]:
     candidates = [*_candidates(view, siblings)]
     must = [one for one in candidates if one.leaving or one.beside]
     closely = max(CANDIDATES_MAX, 2 * actions_at_once(len(view.loads)))
-    may = nlargest(closely, (one for one in candidates if not one.leaving and not one.beside), _promise(view))
+    free = [one for one in candidates if not one.leaving and not one.beside]
+    may = nlargest(closely, free, _promise(view))
+    if view.ranges and len(free) > closely:  # those that would gain by taking their data along are others
+        looked_at = {one.session.id for one in may}
+        with_data = nlargest(closely // 4, free, _promise(view, with_data=True))
+        may += [one for one in with_data if one.session.id not in looked_at]
     idle = _emptiest(view, destinations)
     total_s = view.model.total_s()
     before = view.model.efficiency_of(total_s)
@@ -77,8 +82,7 @@ def _candidates(view: View, siblings: dict[tuple[str, str], dict[str, int]]) -> 
             yield _Candidate(session, flow_of(session, member), member in view.leaving, beside)
 
 
-def _promise(view: View) -> Callable[[_Candidate], float]:
-    with_data = bool(view.ranges)
+def _promise(view: View, with_data: bool = False) -> Callable[[_Candidate], float]:
     return lambda one: view.model.leave_gain_s(one.flow, with_data)
 
 

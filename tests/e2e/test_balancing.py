@@ -108,6 +108,11 @@ def test_what_is_apart_comes_together_and_stays(group: Group) -> None:
         decisions = group[2].ask("POST", "/balance/run", {"dry_run": True})["decisions"]
         assert not any(one["taken"] for one in decisions), decisions
         assert all(one["reason"] for one in decisions)
+        # The one that was at home from the beginning is left where it is, and `balance explain` says why.
+        wait_for(lambda: bool(group[1].json("balance", "explain")), 20, "a look that decides nothing")
+        explained = {one["volume"]: one for one in group[1].json("balance", "explain")}
+        assert not explained["at-m1"]["taken"]
+        assert "gain" in explained["at-m1"]["reason"], explained["at-m1"]
     finally:
         reports = [report_of(process) for process in processes]
     for report in reports:
