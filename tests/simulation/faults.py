@@ -139,7 +139,11 @@ async def _move_session(world: World, fault: Fault) -> None:
     """The operator moves a session to another member."""
     asked = world.pick(world.members, fault.whom)
     found = await asked.ask(lambda service: service.sessions())
-    sessions = [] if found is None else sorted(found.sessions, key=lambda each: (each.initiator, each.isid))
+    sessions = (
+        []
+        if found is None or len(world.members) == 1
+        else sorted(found.sessions, key=lambda each: (each.initiator, each.isid))
+    )
     if sessions:
         session = world.pick(sessions, fault.other)
         to = world.pick([each.name for each in world.members if each.name != session.member], fault.number)

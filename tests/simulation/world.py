@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import random
+import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -304,6 +305,8 @@ def simulate(seed: int, scenario: Scenario, numbers: Sequence[int] | None = None
             world.loop.run(world.run(numbers), START_S + 3600.0, STEPS_MAX)
     except Stuck as error:
         wrong.append(str(error))
+    except Exception:  # so that it is told with its seed, like any failure
+        wrong.append(f"the simulation itself failed\n{traceback.format_exc()}")
     finally:
         world.loop.close()
         structlog.configure(**before)
