@@ -38,7 +38,9 @@ def captured(file: Path, portal: str) -> Iterator[None]:
     """Everything to and from a portal of this machine goes to `file`, whole, until the end of the block."""
     log = file.with_suffix(".log")
     port = portal.rpartition(":")[2]
-    words = [find("tcpdump"), "-i", "lo", "-U", "--immediate-mode", "-B", "16384", "-w", str(file), "tcp", "port", port]
+    # Each packet takes a slot as large as the longest may be (64 KiB on loopback): so there are about a thousand.
+    words = [find("tcpdump"), "-i", "lo", "-U", "--immediate-mode", "-s", "66000", "-B", "65536", "-w", str(file)]
+    words += ["tcp", "port", port]
     with log.open("wb") as output:
         process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
