@@ -187,7 +187,7 @@ def _not_worth_it(effect: Effect, cost_s: float, rules: Rules) -> str:
 def _rather_its_session(view: View, rules: Rules, moved: RangeFlow, effect: Effect) -> str:
     """Why a range does not go to a session that may come to it, and relieves a busy member by that; or ""."""
     ingress = max(moved.by_ingress, key=lambda name: (moved.by_ingress[name], name))
-    if ingress == moved.owner or ingress in view.leaving or moved.owner not in view.destinations:
+    if ingress == moved.owner or view.leaving & {ingress, moved.owner} or moved.owner not in view.serving:
         return ""
     sessions = _sessions(view, ingress, moved.volume_id)
     if len(sessions) != 1 or sessions[0].held or _sessions(view, moved.owner, moved.volume_id):

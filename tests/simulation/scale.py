@@ -2,6 +2,7 @@
 
     python -m tests.simulation.scale [--members 1000] [--connections 20000] [--seconds 240] [--pattern shifting]
     python -m tests.simulation.scale --pictures docs/images        (needs the extra `plot`)
+    python -m tests.simulation.scale --planning --members 1000 --connections 20000
 
 The product's own planners decide here, by load reports as members make them (rates smoothed, some seconds old). What
 becomes of a decision is worked out by the model of `group.efficiency` from the rates as they are at that moment. Beside
@@ -437,6 +438,29 @@ def pictures(directory: Path, seed: int, show: Callable[[str], None] = print) ->
         draw(runs, directory / f"balancing-{members}.svg", title)
 
 
+def planning(members: int, connections: int, seed: int) -> tuple[float, float, float]:
+    """CPU seconds of one look: the model, all sessions, all data. The best of three; sessions are where turns put them."""
+    trace = make_trace(members, connections, "steady", seed)
+    world = World(trace, random.Random(seed + 1))
+    for turn, one in enumerate(trace.connections):
+        one.iops = one.seen_iops = trace.iops(one, 0.0)
+        world.place(one, trace.members[turn % members])
+        one.since_s = -1000.0
+    loads, ranges = world.loads(), list(_ranges(world))
+    found: list[tuple[float, float, float]] = []
+    for _ in range(3):
+        began_s = time.process_time()
+        model = model_of(loads)
+        modelled_s = time.process_time()
+        view = View(world.now_s, loads, model, frozenset(loads), ranges=ranges)
+        plan_moves(view)
+        moved_s = time.process_time()
+        plan_migrations(view)
+        found.append((modelled_s - began_s, moved_s - modelled_s, time.process_time() - moved_s))
+    model_s, sessions_s, data_s = (min(each) for each in zip(*found, strict=True))
+    return model_s, sessions_s, data_s
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=int, default=100)
@@ -445,7 +469,14 @@ def main() -> None:
     parser.add_argument("--pattern", choices=PATTERNS, default="shifting")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--pictures", type=Path, metavar="DIRECTORY")
+    parser.add_argument("--planning", action="store_true", help="only how long one look takes")
     options = parser.parse_args()
+    if options.planning:
+        parts = zip(
+            ("model", "sessions", "data"), planning(options.members, options.connections, options.seed), strict=True
+        )
+        print(", ".join(f"{name} {seconds * 1000:.1f} ms" for name, seconds in parts))
+        return
     if options.pictures is not None:
         pictures(options.pictures, options.seed)
         return

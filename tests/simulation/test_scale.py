@@ -13,6 +13,7 @@ from tests.simulation.scale import (
     Threshold,
     TwoChoices,
     make_trace,
+    planning,
     simulate,
 )
 
@@ -72,6 +73,10 @@ def test_a_trace_is_skewed_and_every_volume_lies_somewhere() -> None:
     assert sum(rates[:200]) > 0.3 * sum(rates)
     assert all(abs(sum(one.owners.values()) - 1.0) < 1e-9 for one in trace.connections)
     assert STEP_S >= 3
+
+
+def test_the_time_of_planning_is_told_by_its_parts() -> None:
+    assert all(seconds > 0 for seconds in planning(50, 1000, 1))
 
 
 @pytest.mark.slow
