@@ -439,7 +439,7 @@ def pictures(directory: Path, seed: int, show: Callable[[str], None] = print) ->
 
 
 def planning(members: int, connections: int, seed: int) -> tuple[float, float, float]:
-    """CPU seconds of one look: the model, all sessions, all data; the best of three. Sessions are where turns put them."""
+    """CPU seconds of one look, the best of three: the model, all sessions, all data. Turns say where sessions are."""
     trace = make_trace(members, connections, "steady", seed)
     world = World(trace, random.Random(seed + 1))
     for turn, one in enumerate(trace.connections):
