@@ -22,6 +22,7 @@ from san_target.group.decisions import (
     actions_at_once,
     copying_s,
     free_bytes,
+    not_worth_it,
     pool_use,
     stays,
 )
@@ -160,7 +161,7 @@ def _decide(
         return decision(False, best, reason, effect)
     if one.beside and effect.gain_s >= 0:
         return decision(True, best, "two sessions of one initiator are not to end together", effect)
-    reason = _not_worth_it(effect, cost_of(session, rules), rules.gain_min, rules.horizon_s)
+    reason = not_worth_it(effect, cost_of(session, rules), rules.gain_min, rules.horizon_s)
     if not reason:
         return decision(True, best, _why(view, one, best), effect)
     together = _together(view, rules, one, apart, touched.get((session.volume_id, source), ()))
@@ -192,7 +193,7 @@ def _together(
         key=lambda found: found[1].gain_s,
     )
     cost_s = sum(copying_s(each, rules) for each in ranges)
-    if _not_worth_it(effect, cost_of(session, rules) + cost_s, rules.gain_with_data_min, rules.data_horizon_s):
+    if not_worth_it(effect, cost_of(session, rules) + cost_s, rules.gain_with_data_min, rules.data_horizon_s):
         return None
     return _Together(to, effect, cost_s, size_bytes)
 
@@ -215,17 +216,6 @@ def _not_now(view: View, rules: Rules, session: SessionLoad) -> str:
     rest_s = rules.rest_s - (view.now_s - view.migrated.get(session.volume_id, float("-inf")))
     if rest_s > 0:
         return f"data of its volume was migrated lately; {rest_s:.0f} s to go"
-    return ""
-
-
-def _not_worth_it(effect: Effect, cost_s: float, gain_min: float, horizon_s: float) -> str:
-    if effect.gain_s <= 0:
-        return "the group would gain nothing"
-    if effect.gain_s < gain_min * effect.concerned_s:
-        share = effect.gain_s / effect.concerned_s
-        return f"a gain of {share:.1%} of the response times concerned is within what changes by itself"
-    if effect.gain_s * horizon_s < cost_s:
-        return f"{effect.gain_s * horizon_s:.3f} s gained in {horizon_s:.0f} s, at a cost of {cost_s:.3f} s"
     return ""
 
 

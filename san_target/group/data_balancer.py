@@ -20,6 +20,7 @@ from san_target.group.decisions import (
     actions_at_once,
     copying_s,
     free_bytes,
+    not_worth_it,
     pool_use,
     stays,
 )
@@ -127,7 +128,7 @@ def _for_load(
     reason = (
         stays(view, rules, moved)
         or _resting(view, rules, moved.volume_id, to)
-        or _not_worth_it(effect, copying_s(moved, rules), rules)
+        or not_worth_it(effect, copying_s(moved, rules), rules.gain_min, rules.data_horizon_s)
         or _rather_its_session(view, rules, moved, effect)
     )
     if reason:
@@ -169,18 +170,6 @@ def _resting(view: View, rules: Rules, volume_id: str, to: str = "") -> str:
         rest_s = rules.rest_s - (view.now_s - times.get(volume_id, float("-inf")))
         if rest_s > 0:
             return f"{what} lately; {rest_s:.0f} s to go"
-    return ""
-
-
-def _not_worth_it(effect: Effect, cost_s: float, rules: Rules) -> str:
-    if effect.gain_s <= 0:
-        return "the group would gain nothing"
-    if effect.gain_s < rules.gain_min * effect.concerned_s:
-        share = effect.gain_s / effect.concerned_s
-        return f"a gain of {share:.1%} of the response times concerned is within what changes by itself"
-    if effect.gain_s * rules.data_horizon_s < cost_s:
-        gained_s = effect.gain_s * rules.data_horizon_s
-        return f"{gained_s:.2f} s gained in {rules.data_horizon_s:.0f} s, at a cost of {cost_s:.2f} s"
     return ""
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from san_target.group.efficiency import Model, RangeFlow
+from san_target.group.efficiency import Effect, Model, RangeFlow
 from san_target.peer.load_report import MemberLoad
 
 
@@ -154,6 +154,18 @@ def stays(view: View, rules: Rules, moved: RangeFlow) -> str:
 def copying_s(moved: RangeFlow, rules: Rules = RULES) -> float:
     """Response time that copying it costs the others."""
     return rules.move_s + moved.size_bytes * rules.copy_byte_s
+
+
+def not_worth_it(effect: Effect, cost_s: float, gain_min: float, horizon_s: float) -> str:
+    """Why an effect is not worth its cost, or "". gain_min: see `Rules`; horizon_s: for how long the gain counts."""
+    if effect.gain_s <= 0:
+        return "the group would gain nothing"
+    if effect.gain_s < gain_min * effect.concerned_s:
+        share = effect.gain_s / effect.concerned_s
+        return f"a gain of {share:.1%} of the response times concerned is within what changes by itself"
+    if effect.gain_s * horizon_s < cost_s:
+        return f"{effect.gain_s * horizon_s:.3f} s gained in {horizon_s:.0f} s, at a cost of {cost_s:.3f} s"
+    return ""
 
 
 def worth(decision: Decision, rules: Rules) -> tuple[bool, float]:
