@@ -103,7 +103,6 @@ class PeerLink:
         "_scheduled",
         "_spare",
         "_task",
-        "_tick_s",
         "_ticks",
         "_up",
         "_waiting",
@@ -138,7 +137,6 @@ class PeerLink:
         self.reason = "connecting"
         self.tick = 0
         self._ticks: deque[tuple[float, int]] = deque(maxlen=TICKS_KEPT)
-        self._tick_s = math.inf  # when the newest was heard
         self.fenced = False
         self.losses = 0
         self.requests_sent = 0
@@ -328,14 +326,11 @@ class PeerLink:
 
     def _note_tick(self, tick: int) -> None:
         self.tick = tick
-        self._tick_s = self._network.now_s()
-        self._ticks.append((self._tick_s, tick))
+        self._ticks.append((self._network.now_s(), tick))
 
     def tick_at(self, moment_s: float) -> int:
         """The newest tick that had been heard at that moment, by `now_s`: what a request is stamped with whose
         initiator was heard then. 0: none that is remembered."""
-        if self._tick_s <= moment_s:
-            return self.tick
         for heard_s, tick in reversed(self._ticks):
             if heard_s <= moment_s:
                 return tick
