@@ -153,7 +153,6 @@ def load(volume: Volume, portal: str, number: int, options: argparse.Namespace) 
 def run(group: Group, options: argparse.Namespace) -> tuple[Seen, list[dict[str, Any]]]:
     """(what was seen, the reports of the initiators)."""
     with ExitStack() as stack:
-        group.wait_until_active()
         owners = [member.member_name for member in group for _ in range(2)]
         if options.data == "first":
             owners = [group[0].member_name] * len(owners)

@@ -270,7 +270,6 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory) as place,
         running(Group(Path(place), 2)) as group,
     ):
-        group.wait_until_active()
         try:
             asyncio.run(measure(group, options))
         except LoadFailed as error:

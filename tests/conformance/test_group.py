@@ -42,7 +42,6 @@ NOTHING_TO_REDIRECT |= {"redirect-temporarily"}
 @pytest.fixture(scope="module")
 def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
     with running(Group(tmp_path_factory.mktemp("group"))) as group:
-        group.wait_until_active()
         yield group
 
 

@@ -106,7 +106,6 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
     directory = tmp_path_factory.mktemp("group")
     with ExitStack() as stack:
         group = stack.enter_context(running(Group(directory, store_url=chosen_store(stack, directory))))
-        group.wait_until_active()
         yield group
 
 

@@ -24,7 +24,6 @@ MOVES = 10
 @pytest.fixture
 def group(tmp_path: Path) -> Iterator[Group]:
     with running(Group(tmp_path)) as started:
-        started.wait_until_active()
         yield started
 
 

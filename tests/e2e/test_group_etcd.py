@@ -35,7 +35,6 @@ def cluster(tmp_path: Path) -> Iterator[EtcdCluster]:
 @pytest.fixture
 def group(cluster: EtcdCluster, tmp_path: Path) -> Iterator[Group]:
     with running(Group(tmp_path / "group", store_url=cluster.url)) as group:
-        group.wait_until_active()
         yield group
 
 

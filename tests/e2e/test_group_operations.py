@@ -33,7 +33,6 @@ SETTINGS = "do both members have the same peer_tls_* settings?"
 def own_group(tmp_path: Path) -> Iterator[Group]:
     """A group that this test may harm."""
     with running(Group(tmp_path / "group")) as group:
-        group.wait_until_active()
         yield group
 
 

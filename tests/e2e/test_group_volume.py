@@ -193,16 +193,22 @@ COMMANDS: tuple[Callable[[Model, RawInitiator, int, int], None], ...] = (
 )
 
 
-def test_any_command_over_any_boundary_through_any_member(group: Group) -> None:
-    """One after the other, around the places where one member's blocks end, each read through another member."""
-    volume = group.create_volume("model", 3 * MIB)
-    boundaries = sorted(part.start for parts in group.owners(volume).values() for part in parts)[1:]
-    assert len(boundaries) >= 2
+def logged_in_through_each(group: Group, volume: Volume) -> list[RawInitiator]:
+    """One initiator at each member, each a port of its own."""
     initiators = []
     for index, member in enumerate(group):
         initiators.append(RawInitiator(member.portal))
         assert initiators[-1].login(volume.iqn, isid=bytes((0x80, 0, 0, 0, 0, index))) == 0
         initiators[-1].ready()
+    return initiators
+
+
+def test_any_command_over_any_boundary_through_any_member(group: Group) -> None:
+    """One after the other, around the places where one member's blocks end, each read through another member."""
+    volume = group.create_volume("model", 3 * MIB)
+    boundaries = sorted(part.start for parts in group.owners(volume).values() for part in parts)[1:]
+    assert len(boundaries) >= 2
+    initiators = logged_in_through_each(group, volume)
     chance = random.Random(11)
     model = Model(volume.size_bytes // BLOCK, boundaries, chance)
     for _ in range(STEPS):
@@ -225,11 +231,7 @@ def test_what_is_written_as_a_whole_has_one_owner_then(group: Group) -> None:
     before = group.owners(volume)
     boundaries = sorted(part.start for parts in before.values() for part in parts)[1:]
     assert len(boundaries) >= 2
-    initiators = []
-    for index, member in enumerate(group):
-        initiators.append(RawInitiator(member.portal))
-        assert initiators[-1].login(volume.iqn, isid=bytes((0x80, 0, 0, 0, 1, index))) == 0
-        initiators[-1].ready()
+    initiators = logged_in_through_each(group, volume)
     chance = random.Random(12)
     for boundary in boundaries:
         for start in (boundary - 8, boundary - 128, boundary + 2048 - 128):

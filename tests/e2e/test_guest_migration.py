@@ -57,7 +57,6 @@ class Host:
 def host(guest_machine: Guest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """Files are written through all of these tests; what has become of them is looked at when the last one is over."""
     with running(Group(tmp_path_factory.mktemp("members"))) as group:
-        group.wait_until_active()
         volume = group.create_volume("files", SIZE_BYTES, members="m1")
         disk = Initiator(guest_machine).login(volume, PATIENT)
         files = WrittenFiles(guest_machine, disk, BALLAST_MIB, SEED)

@@ -43,7 +43,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 def members(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
     """Three members that see each other."""
     with running(Group(tmp_path_factory.mktemp("members"))) as started:
-        started.wait_until_active()
         yield started
 
 

@@ -51,7 +51,6 @@ MOVES = 10
 @pytest.fixture(scope="module")
 def members(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
     with running(Group(tmp_path_factory.mktemp("members"))) as group:
-        group.wait_until_active()
         yield group
 
 

@@ -200,9 +200,10 @@ class Group:
 
 @contextlib.contextmanager
 def running(group: Group) -> Iterator[Group]:
-    """The group from its start to its end."""
+    """The group from when all its members see each other to its end."""
     try:
         group.start()
+        group.wait_until_active()
         yield group
     finally:
         group.kill()
