@@ -192,16 +192,29 @@ def owned(snapshot: MapSnapshot, member: str, start: int, end: int) -> Iterator[
             yield Piece(max(found.start, start), min(found.end, end))
 
 
-def next_piece(snapshot: MapSnapshot, record: MigrationRecord, piece_blocks: int) -> Piece | None:
+def to_move(snapshot: MapSnapshot, record: MigrationRecord, generation: int, start: int) -> Iterator[Piece]:
+    """What a migration, which was created at the revision `generation`, has to move from `start` on.
+
+    Not what came to its source by a younger decision. It would come back under an older generation: two migrations in
+    opposite directions would never end, and whoever gave it up could not tell that it is gone.
+    """
+    for piece in owned(snapshot, record.source, start, record.end_lba):
+        if snapshot.find(piece.start).generation < generation:
+            yield piece
+
+
+def next_piece(snapshot: MapSnapshot, record: MigrationRecord, generation: int, piece_blocks: int) -> Piece | None:
     """The next one to be moved; None: all are. Pieces end at multiples of their size, so that they do not fray."""
-    for first in owned(snapshot, record.source, record.start_lba, record.end_lba):
+    for first in to_move(snapshot, record, generation, record.start_lba):
         return Piece(first.start, min(first.end, (first.start // piece_blocks + 1) * piece_blocks))
     return None
 
 
-def largest_piece(snapshot: MapSnapshot, record: MigrationRecord, piece: Piece, block_size: int) -> Piece:
+def largest_piece(
+    snapshot: MapSnapshot, record: MigrationRecord, generation: int, piece: Piece, block_size: int
+) -> Piece:
     """How far the piece might reach if there were no data in it."""
-    for first in owned(snapshot, record.source, piece.start, record.end_lba):
+    for first in to_move(snapshot, record, generation, piece.start):
         if first.start == piece.start:
             return Piece(piece.start, min(first.end, piece.start + HOLE_BYTES_MAX // block_size))
         break
@@ -213,8 +226,8 @@ def units(piece: Piece, piece_blocks: int) -> int:
     return (piece.end - 1) // piece_blocks - piece.start // piece_blocks + 1
 
 
-def pieces_left(snapshot: MapSnapshot, record: MigrationRecord, piece_blocks: int) -> int:
-    found = owned(snapshot, record.source, record.start_lba, record.end_lba)
+def pieces_left(snapshot: MapSnapshot, record: MigrationRecord, generation: int, piece_blocks: int) -> int:
+    found = to_move(snapshot, record, generation, record.start_lba)
     return sum(units(piece, piece_blocks) for piece in found)
 
 

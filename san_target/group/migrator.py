@@ -116,7 +116,7 @@ class Migrator:
                 await self._rest(NOTICED_S)  # an earlier life left it; the map is not known yet
                 await self._look_again()
                 continue
-            piece = next_piece(moving.map_now, journal.record, self._blocks(moving.volume))
+            piece = next_piece(moving.map_now, journal.record, journal.generation, self._blocks(moving.volume))
             if piece is None:
                 with suppress(VolumeError, PoolError):  # else it is done soon
                     await clear_moved(moving, self._source.name)
@@ -226,7 +226,7 @@ class Migrator:
         self, journal: Journal, moving: MovingVolume, volume: "Volume", piece: Piece
     ) -> Piece:
         """Where there is no data, a piece is as large as the hole."""
-        largest = largest_piece(moving.map_now, journal.record, piece, volume.block_size)
+        largest = largest_piece(moving.map_now, journal.record, journal.generation, piece, volume.block_size)
         size, local = volume.block_size, volume.local
         if largest.end <= piece.end:
             return piece
@@ -263,7 +263,7 @@ class Migrator:
             total = record.pieces_total
             if moving is not None and moving.volume is not None:
                 blocks = self._blocks(moving.volume)
-                total = record.pieces_done + pieces_left(moving.map_now, record, blocks)
+                total = record.pieces_done + pieces_left(moving.map_now, record, item.create_revision, blocks)
             changed = msgspec.structs.replace(
                 record,
                 source_incarnation=self._incarnation,

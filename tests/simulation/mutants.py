@@ -233,8 +233,16 @@ _TABLE: Final = (
         4,
         "the piece is taken exclusively before it is sealed",
         "group-calm-moves",
-        1,
+        None,
         moving.commits_take_no_lock,
+    ),
+    Mutant(
+        "moves-back-what-came-back",
+        0,
+        "a migration leaves what came to its source by a younger decision",
+        "group-back-and-forth",
+        55,
+        moving.migrations_take_what_came_back,
     ),
     Mutant(
         "mirror-optional-in-doubt",

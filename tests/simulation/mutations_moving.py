@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from san_target.group import migrator, moving_volume
-from san_target.group.migration import Event
+from san_target.group import migration, migrator, moving_volume
+from san_target.group.migration import Event, Piece
 from san_target.group.piece_mover import PieceMover
 from san_target.metadata.schema import MigrationRecord, decode, migration_key
 from san_target.peer.frames import Operation
@@ -17,6 +17,7 @@ from san_target.server.migrations import Migrations
 from san_target.volume.held import RECEIVING, SEALED, with_state, without
 from san_target.volume.mirror import Mirror
 from san_target.volume.origin import Overtaken
+from san_target.volume.partition_map import MapSnapshot
 from san_target.volume.receiver import Receiver
 from san_target.volume.router import Router
 from tests.simulation.mutations import Patch
@@ -50,6 +51,13 @@ def spoiled_attempts_are_committed() -> list[Patch]:
 
 def commits_take_no_lock() -> list[Patch]:
     return _do("_take_lock", _nothing)
+
+
+def migrations_take_what_came_back() -> list[Patch]:
+    def to_move(snapshot: MapSnapshot, record: MigrationRecord, _generation: int, start: int) -> Iterator[Piece]:
+        return migration.owned(snapshot, record.source, start, record.end_lba)
+
+    return [(migration, "to_move", to_move)]
 
 
 def the_mirror_may_fail_in_doubt() -> list[Patch]:

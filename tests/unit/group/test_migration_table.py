@@ -155,6 +155,7 @@ def test_unsure_is_exactly_what_lies_between_the_commit_and_its_outcome() -> Non
 # --- Pieces -----------------------------------------------------------------------------------------------------------
 
 PIECE = 8192
+GENERATION = 2  # of the migration
 
 
 def record(start: int = 0, end: int = 100_000) -> MigrationRecord:
@@ -169,27 +170,40 @@ def moved(blocks: int, *ranges: tuple[int, int]) -> PartitionMap:
 
 
 def test_pieces_end_at_multiples_of_their_size() -> None:
-    assert next_piece(moved(100_000).snapshot(), record(), PIECE) == Piece(0, PIECE)
-    assert next_piece(moved(100_000, (0, 2048)).snapshot(), record(), PIECE) == Piece(2048, PIECE)
-    assert next_piece(moved(100_000, (0, 98_304)).snapshot(), record(), PIECE) == Piece(98_304, 100_000)
-    assert next_piece(moved(100_000, (0, 100_000)).snapshot(), record(), PIECE) is None
+    assert next_piece(moved(100_000).snapshot(), record(), GENERATION, PIECE) == Piece(0, PIECE)
+    assert next_piece(moved(100_000, (0, 2048)).snapshot(), record(), GENERATION, PIECE) == Piece(2048, PIECE)
+    assert next_piece(moved(100_000, (0, 98_304)).snapshot(), record(), GENERATION, PIECE) == Piece(98_304, 100_000)
+    assert next_piece(moved(100_000, (0, 100_000)).snapshot(), record(), GENERATION, PIECE) is None
 
 
 def test_pieces_stay_in_the_range() -> None:
-    assert next_piece(moved(100_000).snapshot(), record(2048, 4096), PIECE) == Piece(2048, 4096)
-    assert next_piece(moved(100_000, (2048, 4096)).snapshot(), record(2048, 4096), PIECE) is None
+    assert next_piece(moved(100_000).snapshot(), record(2048, 4096), GENERATION, PIECE) == Piece(2048, 4096)
+    assert next_piece(moved(100_000, (2048, 4096)).snapshot(), record(2048, 4096), GENERATION, PIECE) is None
+
+
+def test_what_came_back_by_a_younger_decision_stays() -> None:
+    came_back = moved(100_000, (0, PIECE))
+    came_back.replace(0, PIECE, Placement("a", generation=3))
+    snapshot = came_back.snapshot()
+    assert next_piece(snapshot, record(), GENERATION, PIECE) == Piece(PIECE, 2 * PIECE)
+    assert next_piece(snapshot, record(0, PIECE), GENERATION, PIECE) is None
+    assert next_piece(snapshot, record(0, PIECE), 4, PIECE) == Piece(0, PIECE)
+    assert pieces_left(snapshot, record(), GENERATION, PIECE) == 12
+    cut = moved(100_000)
+    cut.replace(PIECE, 2 * PIECE, Placement("a", generation=3))
+    assert largest_piece(cut.snapshot(), record(), GENERATION, Piece(0, PIECE), 512) == Piece(0, PIECE)
 
 
 def test_what_is_left_is_counted_in_pieces() -> None:
-    assert pieces_left(moved(100_000).snapshot(), record(), PIECE) == 13
-    assert pieces_left(moved(100_000, (0, PIECE)).snapshot(), record(), PIECE) == 12
+    assert pieces_left(moved(100_000).snapshot(), record(), GENERATION, PIECE) == 13
+    assert pieces_left(moved(100_000, (0, PIECE)).snapshot(), record(), GENERATION, PIECE) == 12
     assert units(Piece(0, 5 * PIECE), PIECE) == 5
     assert units(Piece(2048, 4096), PIECE) == 1
 
 
 def test_a_hole_may_reach_to_the_end_of_what_is_owned() -> None:
     snapshot = moved(100_000, (50_000, 60_000)).snapshot()
-    assert largest_piece(snapshot, record(), Piece(0, PIECE), 512) == Piece(0, 50_000)
+    assert largest_piece(snapshot, record(), GENERATION, Piece(0, PIECE), 512) == Piece(0, 50_000)
 
 
 def test_rests_grow_and_are_bounded() -> None:
