@@ -293,6 +293,9 @@ class Connection(asyncio.Protocol):
             return
         self._flush()
 
+    def eof_received(self) -> None:
+        self.is_open = False  # what is asked from now on goes elsewhere, and is not in doubt
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if self._ready.done():
