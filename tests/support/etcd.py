@@ -44,6 +44,7 @@ class Etcd:
         self.port = free_port(1)
         self.directory = directory / name
         self._log = directory / f"{name}.log"
+        self._earlier_log_bytes = 0  # what was written before it was started last
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -67,6 +68,7 @@ class Etcd:
         command += ["--listen-peer-urls", self.peer_url, "--initial-advertise-peer-urls", self.peer_url]
         command += ["--initial-cluster", ",".join(f"{one.name}={one.peer_url}" for one in cluster or (self,))]
         with self._log.open("ab") as log:
+            self._earlier_log_bytes = log.tell()
             self._process = subprocess.Popen([*command, *options], stdout=log, stderr=log)
 
     def wait_until_healthy(self) -> None:
@@ -83,7 +85,12 @@ class Etcd:
         wait_for(is_healthy, START_TIMEOUT_S, f"health of {self.name}")
 
     def wait_until_listening(self) -> None:
-        wait_for(lambda: "erving" in self._log.read_text(errors="replace"), START_TIMEOUT_S, f"start of {self.name}")
+        """Since it was started last."""
+        wait_for(
+            lambda: b"erving" in self._log.read_bytes()[self._earlier_log_bytes :],
+            START_TIMEOUT_S,
+            f"start of {self.name}",
+        )
 
     def kill(self) -> None:
         """SIGKILL; nothing if it does not run."""
