@@ -20,23 +20,23 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 MAP = "/dev/mapper/mpatha"
 ALICE = Chap("alice", "open-sesame-1001")
 TARGET = Chap("the-target", "who-goes-there-1")
-# Files of 1 to 512 KiB, each synced, until /run/enough exists; their checksums in /run/sums.
+# Files of 1 to 512 KiB, each synced, until /run/enough exists; then the checksums of all of them in /run/sums.
 WRITE_FILES = """#!/usr/bin/python3
 import hashlib, os, random
 content = random.Random(2025)
+sums = {}
 number = 0
-with open("/run/sums", "w") as sums:
-    while not os.path.exists("/run/enough"):
-        data = content.randbytes(content.randrange(1 << 10, 1 << 19))
-        with open("/mnt/%05d" % (number % 300), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        sums.write("%s  %s\\n" % (hashlib.sha256(data).hexdigest(), file.name))
-        number += 1
-        if number % 300 == 0:
-            sums.seek(0)  # the files are written again, from the first one on
-            sums.truncate()
+while not os.path.exists("/run/enough"):
+    data = content.randbytes(content.randrange(1 << 10, 1 << 19))
+    name = "/mnt/%05d" % (number % 300)  # written again, from the first one on
+    with open(name, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    sums[name] = hashlib.sha256(data).hexdigest()
+    number += 1
+with open("/run/sums", "w") as file:
+    file.writelines("%s  %s\\n" % (digest, name) for name, digest in sums.items())
 print(number)
 """
 
