@@ -139,8 +139,14 @@ class StoreFollower:
         self.progress.tell()
         await asyncio.sleep(0)  # a watch that has much to tell never waits by itself
 
+    def hurry(self) -> None:
+        """There is a change that is not known here."""
+        self._store.hurry()
+
     async def until(self, revision: int) -> None:
         """Return when the consumers know of this revision, which changed some key of the group."""
+        if self.revision < revision:
+            self._store.hurry()
         await self.progress.until(lambda: self.revision >= revision)
 
     def _shares(self, things: Iterable[T], key_of: Callable[[T], str]) -> list[tuple[Consumer, list[T]]]:

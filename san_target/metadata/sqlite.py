@@ -124,6 +124,7 @@ class SqliteStore:
         self._watchers: set[asyncio.Event] = set()
         self._seen = 0  # the revision the watchers were last woken for; the worker's own variable
         self._poll_failed = False
+        self._hurried = False  # the worker has been asked to look, and has not begun
 
     async def open(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -192,6 +193,11 @@ class SqliteStore:
             if self._worker is not None and not self._watchers:
                 self._worker.watched = False
 
+    def hurry(self) -> None:
+        if self._worker is not None and self._watchers and not self._hurried:
+            self._hurried = True
+            self._worker.submit(self._look)
+
     async def skip_to(self, revision: int) -> None:
         await self._run(lambda: self._database.skip_to(revision))
         self._wake()
@@ -217,6 +223,7 @@ class SqliteStore:
 
     def _look(self) -> None:
         """In the worker: wake the watchers for others' changes, or once for a failure, which they then meet."""
+        self._hurried = False  # first: who hurries from now on may know of a change that is not seen here
         try:
             revision = self._database.poll()
         except StoreError:

@@ -128,6 +128,10 @@ class Store(Protocol):
         """
         ...
 
+    def hurry(self) -> None:
+        """Somebody has heard of a change elsewhere: a watch that looks only now and then looks now."""
+        ...
+
     async def skip_to(self, revision: int) -> None:
         """Let every later change have a greater revision than this one. For a store that is just being restored."""
         ...

@@ -160,6 +160,7 @@ class GroupLife:
     def forwarder_for(self, volume_id: str, block_size: int) -> Forwarder:
         forwarder, old = Forwarder(volume_id, block_size, self.peering), self.forwarders.get(volume_id)
         forwarder.unite = partial(self._uniting.unite, volume_id)
+        forwarder.hurry = self._member.follower.hurry
         if old is not None:
             forwarder.requests, forwarder.bytes = old.requests, old.bytes
         self.forwarders[volume_id] = forwarder

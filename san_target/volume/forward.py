@@ -57,6 +57,7 @@ class Forwarder:
 
     revision: of the map that the requests are made by. requests, bytes: what was sent there so far, and data of it.
     unite: asks for blocks of several owners to be brought to one of them, and returns before they are. Unavailable.
+    hurry: has the store's changes looked for that have not arrived here; an owner goes by a younger map.
     """
 
     def __init__(self, volume_id: str, block_size: int, peers: "Links", attempt_s: float = 2.0) -> None:
@@ -64,6 +65,7 @@ class Forwarder:
         self.block_size: Final = block_size
         self.revision = 0
         self.unite: Callable[[int, int], Awaitable[None]] = _nobody_unites
+        self.hurry: Callable[[], None] = lambda: None
         self.requests = 0
         self.bytes = 0
         self._volume_hex: Final = volume_id
@@ -112,6 +114,9 @@ class Forwarder:
         if link is None:
             raise TryAgain(f"member {owner!r}, which owns blocks {lba}+{blocks}, cannot be reached")
         answer = await self._ask(link, request, operation in READING)
+        tells_revision = answer.status == Status.MOVED or operation == Operation.FLUSH
+        if tells_revision and answer.detail > self.revision:
+            self.hurry()
         if answer.status == Status.GOOD:
             return answer
         if origin is not None and answer.status == Status.RECHECK:

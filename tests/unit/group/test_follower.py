@@ -118,6 +118,27 @@ def test_nobody_waits_for_a_revision_that_is_there() -> None:
     run(body)
 
 
+def test_who_waits_for_a_revision_has_others_changes_looked_for(tmp_path: Path) -> None:
+    async def body() -> None:
+        ours = SqliteStore(tmp_path / "store", poll_s=10 * SECONDS_MAX)  # it does not look by itself
+        others = SqliteStore(tmp_path / "store")
+        await ours.open()
+        await others.open()
+        follower, mirror = StoreFollower(ours), Mirror()
+        follower.add(["maps"], mirror)
+        await follower.load()
+        following = asyncio.ensure_future(follower.follow())
+        for value in (b"1", b"2"):
+            revision = (await others.transact([], [Put("maps/a", value)])).revision
+            await follower.until(revision)
+            assert mirror.now == {"maps/a": value}
+        await ours.close()
+        await following
+        await others.close()
+
+    run(body)
+
+
 def test_what_was_missed_since_the_history_was_cut_is_read_again() -> None:
     async def body() -> None:
         data = MemoryData(lambda: 0.0, history_revisions=4)
