@@ -123,7 +123,7 @@ class Owner:
         self.bytes += len(request.payload) + request.answer_bytes
         if operation == Operation.READ or operation == Operation.WRITE:
             volume = self._volume_of(request.volume_id)
-            if volume is not None and not request.flags and request.revision <= self._seen_revision():
+            if volume is not None and not request.flags and not self._is_behind(request, volume):
                 try:
                     self._check(peer, request, volume)
                 except _Refused as refused:
@@ -151,15 +151,23 @@ class Owner:
         respond(answer)
         return True
 
+    def _is_behind(self, request: Request, volume: OwnedVolume | None) -> bool:
+        """Must this member follow the store before it can answer?
+
+        Not for blocks that it serves under the very generation that its peer knows of: both mean the same stay of them
+        here. The map may have changed elsewhere; while a volume migrates it does so many times a second.
+        """
+        if request.revision <= self._seen_revision():
+            return False
+        return volume is None or request.operation not in _RANGED or not _serves(volume.local, request)
+
     def _check(self, peer: "PeerIdentity", request: Request, volume: OwnedVolume) -> None:
         """Whether the request may be carried out now. _Refused."""
         if peer.lost:
             raise _Refused(Status.FENCED)
-        local, operation = volume.local, request.operation
-        if operation in _RANGED:
-            serves = local.router.serves_up_to if operation == Operation.WRITE_ATOMIC else local.router.serves_under
-            if not serves(request.lba, request.blocks, request.generation):
-                raise _Refused(Status.MOVED, volume.revision)
+        operation = request.operation
+        if operation in _RANGED and not _serves(volume.local, request):
+            raise _Refused(Status.MOVED, volume.revision)
         if operation in READING:
             return
         if request.epoch and request.epoch < volume.epoch:
@@ -199,7 +207,7 @@ class Owner:
         return answer
 
     async def _carry_out(self, peer: "PeerIdentity", request: Request) -> Answer:
-        if request.revision > self._seen_revision():
+        if self._is_behind(request, self._volume_of(request.volume_id)):
             try:
                 await asyncio.wait_for(self._until_revision(request.revision), REVISION_PATIENCE_S)
             except TimeoutError:
@@ -236,6 +244,12 @@ class Owner:
 
 _RANGED: Final = frozenset(Operation) - {Operation.FLUSH, Operation.SANITIZE_ERASE}
 """What is about one range under one generation."""
+
+
+def _serves(local: "LocalBlocks", request: Request) -> bool:
+    """Are the blocks served here, under the generation that the request names?"""
+    serves = local.router.serves_up_to if request.operation == Operation.WRITE_ATOMIC else local.router.serves_under
+    return serves(request.lba, request.blocks, request.generation)
 
 
 def _meaning(error: VolumeError) -> tuple[int, int]:

@@ -124,9 +124,13 @@ def test_blocks_that_have_moved_are_found_where_they_are() -> None:
         moved = halves("a", "c", (1, 7))
         b.volume.update(moved, (), 7)
         c.volume.update(moved, (HeldRange(HALF, BLOCKS, 7),), 7)
+        hurried: list[int] = []
+        a.forwarder.hurry = lambda: hurried.append(a.revision)
         writing = asyncio.create_task(a.volume.write(HALF, block(1)))
         await asyncio.sleep(0.02)
         assert not writing.done()  # b says that they moved; a has to learn it
+        assert hurried
+        assert set(hurried) == {5}
         a.volume.update(moved, (HeldRange(0, HALF, 1),), 7)
         await writing
         assert bytes(await c.volume.read(HALF, 1)) == block(1)
@@ -157,12 +161,35 @@ def test_an_owner_waits_for_its_watch_to_see_what_the_sender_has_seen() -> None:
     async def work() -> None:
         wire = Wire()
         a, b = wire.site("a"), wire.site("b")
-        a.volume.update(halves(), (HeldRange(0, HALF, 1),), 50)
+        back = halves("a", "b", (1, 7))
+        a.volume.update(back, (HeldRange(0, HALF, 1),), 50)
         reading = asyncio.create_task(a.volume.read(HALF, 1))
         await asyncio.sleep(0.02)
         assert not reading.done()
+        b.volume.update(back, (HeldRange(HALF, BLOCKS, 7),), 50)
         b.seen = 50
         await reading
+        assert len(wire.sent) == 1  # it was not sent back and forth meanwhile [9]
+
+    run(work())
+
+
+def test_an_owner_does_not_wait_where_both_mean_the_same_stay_of_the_blocks() -> None:
+    """Something else of the map has changed, as it does many times a second while a volume migrates."""
+
+    async def work() -> None:
+        wire = Wire()
+        a, b = wire.site("a"), wire.site("b")
+        a.volume.update(halves(), (HeldRange(0, HALF, 1),), 50)
+        await a.volume.write(HALF, block(1))
+        assert bytes(await a.volume.read(HALF, 1)) == block(1)
+        assert await a.volume.compare_and_write(HALF, block(1), block(2)) is None
+        assert b.seen < 50
+        flushing = asyncio.create_task(a.volume.flush(0, BLOCKS))  # of all that b has, which it may not know yet
+        await asyncio.sleep(0.02)
+        assert not flushing.done()
+        b.seen = 50
+        await flushing
 
     run(work())
 
