@@ -266,8 +266,14 @@ class Pool:
             ) from None
 
     def find_volume(self, volume_id: str) -> PoolVolume | None:
-        """None if nothing of the volume is here. PoolError: the volume has a problem."""
-        there = volume_id in self._volumes or volume_id in self.problems or self._files.exists(_blocks(volume_id))
+        """None if nothing of the volume is here. PoolError: the volume has a problem.
+
+        A file without its record to which nothing was ever written is nothing: the process that made it was killed
+        before it wrote the record. `create_volume` takes its place.
+        """
+        name = _blocks(volume_id)
+        there = volume_id in self._volumes or volume_id in self.problems
+        there = there or (self._files.exists(name) and self._files.has_data(name))
         return self.open_volume(volume_id) if there else None
 
     def space(self) -> tuple[int, int]:

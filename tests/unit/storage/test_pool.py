@@ -254,7 +254,9 @@ def test_an_interrupted_creation_can_be_repeated(tmp_path: Path) -> None:
         (tmp_path / "volumes" / f"{VOLUME}.held").unlink()
         async with opened(tmp_path) as pool:
             assert pool.list_volumes() == []
+            assert pool.find_volume(VOLUME) is None
             await create(pool)
+            assert pool.find_volume(VOLUME) is not None
 
     run(work())
 
@@ -271,6 +273,8 @@ def test_data_without_a_record_is_never_taken_over(tmp_path: Path) -> None:
                 await create(pool)
             with pytest.raises(PoolError, match=r"held is missing.*bring it back"):
                 pool.open_volume(VOLUME)
+            with pytest.raises(PoolError, match="held is missing"):
+                pool.find_volume(VOLUME)
         assert (tmp_path / "volumes" / f"{VOLUME}.blocks").read_bytes().startswith(b"precious")
 
     run(work())
