@@ -19,11 +19,11 @@ from tests.support.target import Volume, wait_for
 
 SESSIONS = 500
 LOGINS = 5000
-WARM_UP_LOGINS = 2000
+WARM_UP_LOGINS = 5000
 LINGER_S_MAX = 10
 LOGINS_AT_ONCE = 50
 IDLE_SESSION_BYTES_MAX = 256 << 10
-LEAK_BYTES_MAX = 16 << 20
+LEAK_BYTES_MAX = 8 << 20
 
 
 def resident_bytes(pid: int) -> int:
