@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.support.target import free_port
 
 ROUNDS = 5
 READY_S = 30.0
+STARTED: list["Process"] = []
 
 
 class Process:
@@ -30,6 +32,7 @@ class Process:
             stderr=subprocess.DEVNULL,
             text=True,
         )
+        STARTED.append(self)
         assert self._process.stdout is not None
         assert self._process.stdout.readline().startswith("ready ")
 
@@ -37,10 +40,22 @@ class Process:
         self._process.kill()
         self._process.communicate()
 
+    def kill_if_left(self) -> None:
+        if self._process.poll() is None:
+            self.kill()
+
     def stop(self) -> int:
         self._process.terminate()
         self._process.communicate(timeout=READY_S)
         return self._process.returncode
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Also by a test that fails."""
+    yield
+    while STARTED:
+        STARTED.pop().kill_if_left()
 
 
 def administer(api: str, round_number: int, acknowledged: dict[str, bool]) -> None:
