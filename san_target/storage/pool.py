@@ -272,9 +272,10 @@ class Pool:
         before it wrote the record. `create_volume` takes its place.
         """
         name = _blocks(volume_id)
-        there = volume_id in self._volumes or volume_id in self.problems
-        there = there or (self._files.exists(name) and self._files.has_data(name))
-        return self.open_volume(volume_id) if there else None
+        known = volume_id in self._volumes or volume_id in self.problems
+        if not known and not (self._files.exists(name) and self._files.has_data(name)):
+            return None
+        return self.open_volume(volume_id)
 
     def space(self) -> tuple[int, int]:
         """(total_bytes, free_bytes) of the file system, as far as this process may use it."""
