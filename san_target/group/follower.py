@@ -146,7 +146,7 @@ class StoreFollower:
     async def until(self, revision: int) -> None:
         """Return when the consumers know of this revision, which changed some key of the group."""
         if self.revision < revision:
-            self._store.hurry()
+            self.hurry()
         await self.progress.until(lambda: self.revision >= revision)
 
     def _shares(self, things: Iterable[T], key_of: Callable[[T], str]) -> list[tuple[Consumer, list[T]]]:
