@@ -38,13 +38,12 @@ class Environment:
     lease_ttl_s = LEASE_TTL_S
     peer_tls: PeerTls | None = None
 
-    def now_s(self) -> float:
-        """Monotonic seconds, for intervals within this process."""
-        return time.monotonic()
+    # (Both are read for each batch: no call more than needed.)
+    now_s: Callable[[], float] = staticmethod(time.monotonic)
+    """Monotonic seconds, for intervals within this process."""
 
-    def boottime_s(self) -> float:
-        """Seconds since boot, which also count while the machine sleeps; for leases."""
-        return machine_clock.boottime_s()
+    boottime_s: Callable[[], float] = staticmethod(machine_clock.boottime_s)
+    """Seconds since boot, which also count while the machine sleeps; for leases."""
 
     def wall_clock_s(self) -> float:
         """Seconds since 1970, for people."""

@@ -325,6 +325,7 @@ class Member:
             await self.environment.sleep(self.membership.renewal_interval_s)
             try:
                 if not await self.membership.renew():
+                    self.life.vigilance.look()
                     await self._begin_anew("the lease was lost")
                 await self._tell_space()
             except Removed as error:

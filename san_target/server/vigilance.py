@@ -43,25 +43,36 @@ class Vigilance:
         self._stood_still = stood_still
         self._beat_s = clock()
         self._lapsed = False
+        self._quiet_until_s = float("-inf")
 
     def guard(self) -> bool:
+        """(What it costs, each batch pays: so it is a look at the clock as long as nothing can have happened.)"""
         now_s = self._clock()
+        return now_s <= self._quiet_until_s or self._look_closer(now_s)
+
+    def look(self) -> None:
+        """At once: the lease may have ended before its time."""
+        self._look_closer(self._clock())
+
+    async def beat(self, sleep: Callable[[float], Awaitable[None]]) -> None:
+        while True:
+            now_s = self._clock()
+            self._look_still(now_s)
+            self._look_closer(now_s)
+            await sleep(BEAT_S)
+
+    def _look_closer(self, now_s: float) -> bool:
+        """May a batch be executed?"""
         if (now_s > self._lease_ends_s()) is not self._lapsed:
             self._lapsed = not self._lapsed
             for unit in self._units():
                 if unit.reservations.bind_to_lease:
                     unit.refresh_all()
-        if now_s - self._beat_s <= STILL_S:
-            return True
-        return not self._look(now_s)
+        stood_still = now_s - self._beat_s > STILL_S and self._look_still(now_s)
+        self._quiet_until_s = float("-inf") if self._lapsed else min(self._beat_s + STILL_S, self._lease_ends_s())
+        return not stood_still
 
-    async def beat(self, sleep: Callable[[float], Awaitable[None]]) -> None:
-        while True:
-            self._look(self._clock())
-            self.guard()
-            await sleep(BEAT_S)
-
-    def _look(self, now_s: float) -> bool:
+    def _look_still(self, now_s: float) -> bool:
         """Did it stand still, where that matters?"""
         still_s, self._beat_s = now_s - self._beat_s, now_s
         if still_s <= STILL_S or not self._has_others():

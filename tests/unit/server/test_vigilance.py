@@ -43,7 +43,7 @@ def test_the_timer_finds_it_out_where_it_runs_first() -> None:
     beats.send(None)
     fixture.now_s += STILL_S + 1
     assert fixture.still == []
-    fixture.vigilance._look(fixture.now_s)
+    fixture.vigilance._look_still(fixture.now_s)
     assert fixture.still == [STILL_S + 1]
     beats.close()
 
