@@ -115,22 +115,24 @@ class PortalConnection:
         self.flush()
 
     def flush(self) -> None:
-        outgoing = self.connection.outgoing
+        connection = self.connection
+        outgoing = connection.outgoing
         if not outgoing:
             return
-        self.connection.outgoing = []
-        self.connection.answers = 0
+        connection.outgoing = []
+        connection.answers = 0
         if not self._closed:
             self._send(outgoing)
-        if self.connection.viewed:
-            self.connection.viewed.clear()
+        if connection.viewed:
+            connection.viewed.clear()
 
     def _send(self, outgoing: list[bytes | memoryview]) -> None:
         if self._unsent:
             self._keep(outgoing, 0)
             return
-        for start in range(0, len(outgoing), BUFFERS_PER_SEND):
-            chunk = outgoing[start : start + BUFFERS_PER_SEND]
+        while outgoing:
+            few = len(outgoing) <= BUFFERS_PER_SEND
+            chunk = outgoing if few else outgoing[:BUFFERS_PER_SEND]
             try:
                 sent = self._socket.sendmsg(chunk)
             except (BlockingIOError, InterruptedError):
@@ -139,13 +141,17 @@ class PortalConnection:
                 self._lost(error)
                 return
             if sent < sum(map(len, chunk)):
-                if self._keep(outgoing[start:], sent):
+                if self._keep(outgoing, sent):
                     self._loop.add_writer(self._socket, self._on_writable)
                     self._progress_s = self.now()
                 return
-        if self._server.serving is self:
+            if few:
+                break
+            outgoing = outgoing[BUFFERS_PER_SEND:]
+        server = self._server
+        if server.serving is self:
             # Everything taken from the shared arena in this batch has left: other connections took nothing meanwhile.
-            self._server.arena.used_bytes = 0
+            server.arena.used_bytes = 0
 
     def _keep(self, buffers: list[bytes | memoryview], already_sent: int) -> bool:
         """Keep what the network did not take; its memory must then not be used by other connections.
@@ -288,8 +294,9 @@ class PortalConnection:
             return 0
         self.arena = self._own_arena or server.arena
         server.serving = self
+        framer = connection.framer
         try:
-            connection.receive(connection.framer.received(server.receive_buffer, count))
+            connection.receive(framer.received(server.receive_buffer, count))
             answers = connection.answers
             if connection.outgoing:
                 self.flush()
@@ -298,7 +305,7 @@ class PortalConnection:
             return 0
         finally:
             server.serving = None
-        if connection.framer.unread and not self._closing:
+        if framer.unread and not self._closing:
             self._put_off()
         return answers
 

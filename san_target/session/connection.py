@@ -113,8 +113,10 @@ class Connection(Keepalive):
         output is sent. So nobody can hold up the others, or make this side keep more than it takes itself.
         """
         self.received = received
-        self.hear(self.host.now())
-        self.turn_ends_s = self.heard_s + TURN_S
+        self.heard_s = now = self.host.now()
+        if self.hearers:
+            self.tell_hearers()
+        self.turn_ends_s = now + TURN_S
         work = 0
         before = last = first = self.last_command
         try:
@@ -142,7 +144,7 @@ class Connection(Keepalive):
             self._on_framing_error(error)
         if last is not first:
             self.last_command = last
-            if self.heard_s >= self.pattern.next_s:
+            if now >= self.pattern.next_s:
                 sample(self, before, last, first)
 
     def _dispatch(self, pdu: Pdu) -> None:

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 class Keepalive(Commands):
-    """heard_pdu: a whole PDU arrived since the last `keep_alive`."""
+    """heard_s: when bytes last arrived, and whom to tell then: `hearers`.
+
+    heard_pdu: a whole PDU arrived since the last `keep_alive`.
+    """
 
     def __init__(self, host: "Host", limits: "TargetLimits") -> None:
         super().__init__(host, limits)
@@ -22,13 +25,7 @@ class Keepalive(Commands):
         self._heard_pdu_s = self.heard_s
         self._ping_sent_s: float | None = None
         self._ping_tag = 0
-        self._hearers: list[Event] = []
-
-    def hear(self, now: float) -> None:
-        """Bytes have arrived."""
-        self.heard_s = now
-        if self._hearers:
-            self._tell_hearers()
+        self.hearers: list[Event] = []
 
     def ping_answered(self, tag: int) -> None:
         if tag == self._ping_tag:
@@ -61,16 +58,16 @@ class Keepalive(Commands):
             self._send_ping(asked_s)
         while self.heard_s <= asked_s and self._asking:
             event = self.host.event()
-            self._hearers.append(event)
+            self.hearers.append(event)
             await event.wait()
         return self.heard_s
 
     def stop_asking(self) -> None:
         """The session ends: no more pings, and whoever waits for a sign of life waits no longer."""
         self._asking = False
-        self._tell_hearers()
+        self.tell_hearers()
 
-    def _tell_hearers(self) -> None:
-        hearers, self._hearers = self._hearers, []
+    def tell_hearers(self) -> None:
+        hearers, self.hearers = self.hearers, []
         for event in hearers:
             event.set()

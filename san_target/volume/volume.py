@@ -52,6 +52,9 @@ class Volume:
         "_told_revision",
         "block_size",
         "blocks",
+        "reread",
+        "try_view",
+        "try_write",
         "volume_id",
     )
 
@@ -84,6 +87,10 @@ class Volume:
         )
         self._locks: Final = self._local.locks
         self._file_try_read_into: Final = blocks_file.try_read_into
+        # What is done at once is done here, without a call in between.
+        self.try_view: Final = self._local.try_view
+        self.reread: Final = self._local.reread
+        self.try_write: Final = self._local.try_write
         self._forwarder = remote
         self._direct = False
         # Migrations that were committed, at revisions that the store has not told of yet.
@@ -203,15 +210,6 @@ class Volume:
         if self._direct and self._locks.idle:
             return self._file_try_read_into(lba * self.block_size, into)
         return self._local.try_read_into(lba, blocks, into)
-
-    def try_view(self, lba: int, blocks: int) -> memoryview | None:
-        return self._local.try_view(lba, blocks)
-
-    def reread(self, lba: int, blocks: int, into: memoryview) -> None:
-        self._local.reread(lba, blocks, into)
-
-    def try_write(self, lba: int, blocks: int, data: "Buffer") -> bool:
-        return self._local.try_write(lba, blocks, data)
 
     # Begun here, done elsewhere ---------------------------------------------------------------------------------------
 
