@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 
 from san_target.group.portal_addresses import split_address
 from san_target.server.peer_tls import CertificateError, PeerTls, make_peer_tls
+from san_target.server.portal_socket import USUAL_CONGESTION_CONTROL, congestion_control_problem
 from san_target.session.parameters import TargetLimits
 from san_target.session.target import Access, Credentials
 
@@ -77,6 +78,7 @@ class MemberConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     api_token_file   its first line is the API token; "" = no token, and then the API stays on loopback
     weak_chap        accept CHAP with MD5 and SHA1, which old initiators need
     busy_poll_us     how long to look for the next request before sleeping; trades CPU for latency
+    congestion_control  of TCP, by its Linux name; "system" = whatever the system uses
     discovery_chap   who may discover targets; empty = everybody
     discovery_mutual_chap  how the target proves itself to those
     """
@@ -95,6 +97,7 @@ class MemberConfig(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     api_token_file: str = ""
     weak_chap: bool = True
     busy_poll_us: Annotated[int, Meta(ge=0, le=10_000)] = 50
+    congestion_control: str = USUAL_CONGESTION_CONTROL
     limits: LimitsConfig = LimitsConfig()
     discovery_chap: tuple[ChapConfig, ...] = ()
     discovery_mutual_chap: ChapConfig | None = None
@@ -171,6 +174,8 @@ def _problem(config: MemberConfig) -> str:
             return f"{key}: {address!r} is no HOST:PORT; write 127.0.0.1:3260 or [::1]:3260"
     if problem := _peer_tls_problem(config):
         return problem
+    if problem := congestion_control_problem(config.congestion_control):
+        return f"congestion_control: {problem}"
     if len(set(config.portals)) != len(config.portals):
         return "portals: an address is given twice"
     if config.admin in config.portals and not config.admin.endswith(":0"):

@@ -33,10 +33,12 @@ class Environment:
 
     lease_ttl_s: how long others wait for a member that gives no sign of life.
     peer_tls: certificates for connections between members; None = plain ones.
+    congestion_control: of TCP, by its Linux name.
     """
 
     lease_ttl_s = LEASE_TTL_S
     peer_tls: PeerTls | None = None
+    congestion_control = portal_socket.USUAL_CONGESTION_CONTROL
 
     # (Both are read for each batch: no call more than needed.)
     now_s: Callable[[], float] = staticmethod(time.monotonic)
@@ -77,7 +79,7 @@ class Environment:
 
     async def listen_portal(self, host: str, port: int) -> socket.socket:
         """A socket that listens for initiators and never blocks. OSError."""
-        return await portal_socket.listen(host, port)
+        return await portal_socket.listen(host, port, self.congestion_control)
 
     def make_admin_server(self, app: "ASGIApp", host: str, port: int) -> AdminServer:
         """Bound, not yet serving. OSError."""
@@ -103,8 +105,12 @@ class Environment:
 
     async def connect_peer(self, address: str, make_receiver: Callable[[Transport], Receiver]) -> Transport:
         """A connection to another member's peer port, "host:port". OSError with a text that says why."""
-        return await peer_socket.connect(address, make_receiver, self._peer_buffer, self.peer_tls)
+        return await peer_socket.connect(
+            address, make_receiver, self._peer_buffer, self.peer_tls, self.congestion_control
+        )
 
     async def listen_peers(self, address: str, make_receiver: Callable[[Transport, str], Receiver]) -> PeerListener:
         """Take connections of other members at "host:port" (port 0 = a free one). OSError."""
-        return await peer_socket.listen(address, make_receiver, self._peer_buffer, self.peer_tls)
+        return await peer_socket.listen(
+            address, make_receiver, self._peer_buffer, self.peer_tls, self.congestion_control
+        )

@@ -66,6 +66,7 @@ class Member:
         """Raises ConfigError if there is no name, or a file with a secret or a certificate cannot be used."""
         self.config = config
         self.environment = environment or Environment()
+        self.environment.congestion_control = config.congestion_control
         peer_tls = configuration.peer_tls(config)
         if peer_tls is not None:
             self.environment.peer_tls = peer_tls

@@ -23,7 +23,7 @@ from san_target.peer.transport import PeerListener, Receiver, Transport
 from san_target.server import portal_socket
 from san_target.server.config import parse_address
 from san_target.server.peer_tls import CLOSED, HANDSHAKE_S, PeerTls, TlsTransport
-from san_target.server.portal_socket import address_text
+from san_target.server.portal_socket import USUAL_CONGESTION_CONTROL, address_text
 
 log = structlog.get_logger()
 
@@ -220,10 +220,14 @@ def prepare(sock: socket.socket) -> None:
 
 
 async def connect(
-    address: str, make_receiver: Callable[[Transport], Receiver], buffer: memoryview, tls: PeerTls | None = None
+    address: str,
+    make_receiver: Callable[[Transport], Receiver],
+    buffer: memoryview,
+    tls: PeerTls | None = None,
+    congestion_control: str = USUAL_CONGESTION_CONTROL,
 ) -> Transport:
     """Connect to "host:port". Raises OSError with a text that says why."""
-    transport = SocketTransport(await _connect(address), buffer)
+    transport = SocketTransport(await _connect(address, congestion_control), buffer)
     if tls is None:
         transport.start(make_receiver(transport))
         return transport
@@ -242,7 +246,7 @@ async def connect(
     return secure
 
 
-async def _connect(address: str) -> socket.socket:
+async def _connect(address: str, congestion_control: str) -> socket.socket:
     """A connected socket: the first of the name's addresses that takes one."""
     loop = asyncio.get_running_loop()
     host, port = parse_address(address)
@@ -255,6 +259,7 @@ async def _connect(address: str) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         try:
             prepare(sock)
+            portal_socket.control_congestion(sock, congestion_control)
             await loop.sock_connect(sock, there)
         except OSError as error:
             sock.close()
@@ -351,9 +356,10 @@ async def listen(
     make_receiver: Callable[[Transport, str], Receiver],
     buffer: memoryview,
     tls: PeerTls | None = None,
+    congestion_control: str = USUAL_CONGESTION_CONTROL,
 ) -> PeerListener:
     """Listen on "host:port" (port 0 = a free one). OSError."""
-    listener = await portal_socket.listen(*parse_address(address))
+    listener = await portal_socket.listen(*parse_address(address), congestion_control)
     return SocketListener(listener, make_receiver, buffer, tls)
 
 

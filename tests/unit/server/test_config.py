@@ -68,6 +68,8 @@ def test_options_win_over_the_file(tmp_path: Path) -> None:
             'directory = "d"\npeer_tls_ca = "a"\npeer_tls_cert = "c"\npeer_tls_key = "k"',
             "peer_tls_ca: needs peer, the address where other members reach this one",
         ),
+        ('directory = "d"\ncongestion_control = "fastest"', "congestion_control: 'fastest' cannot be used (No such"),
+        ('directory = "d"\ncongestion_control = ""', "congestion_control: '' cannot be used (that is no name of one)"),
         ('directory = "d"\nname = "a/b"', "name: 'a/b' is no name"),
         ('directory = "d"\nname = "A"', "name: 'A' is no name"),
         ('directory = "d"\ngroup = ""', "group: '' is no name"),

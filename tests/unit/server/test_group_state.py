@@ -438,6 +438,7 @@ def test_a_bound_volume_is_not_served_without_a_lease(tmp_path: Path) -> None:
             membership = made.members["m2"].membership
             await made.members["m2"]._followers.cancel()  # nobody renews it
             membership._valid_until_s = 0.0
+            made.members["m2"].life.vigilance.look()
             assert await write(two, made.first_lba_of("m2"), 1) == BUSY
             assert (await two.command(bytes(6)))[0] == 0  # TEST UNIT READY stays GOOD
             assert await write(one, made.first_lba_of("m1"), 1) == 0
