@@ -45,7 +45,7 @@ ANSWERS_PER_FLUSH = 16
 LARGE_ANSWER_BYTES = 65536  # worth a system call of its own, and then its memory is still in the cache
 # From this size on, data is sent from where it lies. More of it at once spares the initiator wake-ups.
 VIEWED_BYTES_MIN = 65536
-VIEWED_BYTES_PER_FLUSH = 1 << 20
+VIEWED_BYTES_PER_FLUSH = 2 << 20
 IMMEDIATE_TASKS_MAX = 32
 _OTHER_DATA_IN_BYTES_MAX = 1 << 20  # of commands other than READ
 _READ, _WRITE = 0x40, 0x20
