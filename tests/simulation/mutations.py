@@ -204,7 +204,7 @@ def flags_are_not_refreshed() -> list[Patch]:
 
 
 def standing_still_is_not_noticed() -> list[Patch]:
-    return [(Vigilance, "_look", lambda _self, _now_s: False)]
+    return [(Vigilance, "_look_still", lambda _self, _now_s: False)]
 
 
 def stamps_do_not_age() -> list[Patch]:
