@@ -31,7 +31,7 @@ async def listen(host: str, port: int, congestion_control: str = USUAL_CONGESTIO
 
 
 def control_congestion(sock: socket.socket, name: str) -> None:
-    """Use this algorithm (tcp(7), TCP_CONGESTION); where the system does not have it, its own default.
+    """Use this algorithm (tcp(7), TCP_CONGESTION); where the system lacks or refuses it, its own default.
 
     Some systems have BBR as their default, which spaces what it sends by timers: good for long ways, but storage is
     near, and large reads take a third longer by it.
@@ -55,8 +55,8 @@ def congestion_control_problem(name: str) -> str:
             else:
                 return ""
     return (
-        f"{name!r} cannot be used ({reason}); `sysctl net.ipv4.tcp_available_congestion_control` tells what can, "
-        f"and {SYSTEMS_CONGESTION_CONTROL!r} is the system's own choice"
+        f"{name!r} cannot be used ({reason}); `sysctl net.ipv4.tcp_allowed_congestion_control` tells what can without "
+        f"being root, once its kernel module is loaded, and {SYSTEMS_CONGESTION_CONTROL!r} is the system's own choice"
     )
 
 

@@ -68,6 +68,17 @@ def test_bound_units_are_looked_at_when_the_lease_ends_and_when_it_is_back() -> 
     assert fixture.refreshed == ["bound", "bound"]
 
 
+def test_a_lease_that_ends_before_its_time_is_looked_at_when_somebody_says_so() -> None:
+    fixture = Fixture()
+    assert fixture.vigilance.guard()
+    fixture.lease_ends_s = float("-inf")
+    fixture.vigilance.look()
+    assert fixture.refreshed == ["bound"]
+    fixture.lease_ends_s = 1000.0
+    assert fixture.vigilance.guard()
+    assert fixture.refreshed == ["bound", "bound"]
+
+
 class _Forever:
     def __await__(self):
         yield
