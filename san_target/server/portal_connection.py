@@ -130,9 +130,8 @@ class PortalConnection:
         if self._unsent:
             self._keep(outgoing, 0)
             return
-        while outgoing:
-            few = len(outgoing) <= BUFFERS_PER_SEND
-            chunk = outgoing if few else outgoing[:BUFFERS_PER_SEND]
+        for start in range(0, len(outgoing), BUFFERS_PER_SEND):
+            chunk = outgoing[start : start + BUFFERS_PER_SEND] if len(outgoing) > BUFFERS_PER_SEND else outgoing
             try:
                 sent = self._socket.sendmsg(chunk)
             except (BlockingIOError, InterruptedError):
@@ -141,13 +140,10 @@ class PortalConnection:
                 self._lost(error)
                 return
             if sent < sum(map(len, chunk)):
-                if self._keep(outgoing, sent):
+                if self._keep(outgoing[start:], sent):
                     self._loop.add_writer(self._socket, self._on_writable)
                     self._progress_s = self.now()
                 return
-            if few:
-                break
-            outgoing = outgoing[BUFFERS_PER_SEND:]
         server = self._server
         if server.serving is self:
             # Everything taken from the shared arena in this batch has left: other connections took nothing meanwhile.

@@ -1,6 +1,6 @@
 """TCP's congestion control is what the configuration says, to initiators and between members.
 
-The tests use reno: every system has it, and none has it as its default.
+The tests use reno: every system has it, and hardly any has it as its default.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ def test_what_is_accepted_uses_it_and_the_systems_where_there_is_none(asked: str
     run(body)
 
 
-def test_a_member_tells_it_to_its_portals_and_its_peer_port(site: Site) -> None:
+def test_a_member_tells_it_to_its_portals_and_to_what_makes_peer_sockets(site: Site) -> None:
     async def body() -> None:
         async with site.started(congestion_control="reno") as (member, _):
             initiator = await Initiator.connect(member.portals.bound[0])
